@@ -1,0 +1,94 @@
+"""Run tasks in a local podman container, the module's code on the standard input of one ``podman exec``.
+
+``containers.podman.podman`` keeps standard input closed, so it cannot pipeline: each task copies its module first and
+needs five calls of podman where this needs one. On six hosts and two cores that is 2.4 to 4 s a task against 0.9 s.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.plugins.connection import ConnectionBase, ensure_connect
+from ansible.utils.display import Display
+
+DOCUMENTATION = """
+name: podman_exec
+author: the slowjobs project
+short_description: Run tasks in a local podman container, pipelined
+description:
+  - Runs commands as root in a running container with C(podman exec --interactive).
+  - Files are copied through the same channel, so mounts inside the container (C(/tmp), C(/run)) are seen as they are there.
+extends_documentation_fragment:
+  - connection_pipelining
+options:
+  remote_addr:
+    description: Name of the container.
+    type: str
+    default: inventory_hostname
+    vars:
+      - name: inventory_hostname
+      - name: ansible_host
+"""
+
+display = Display()
+
+#: What podman itself returns when it could not start the command, as opposed to the command's own exit status.
+PODMAN_FAILED = 125
+
+
+class Connection(ConnectionBase):
+    """A container as a host: `remote_addr` is its name, and everything runs in it as root."""
+
+    transport = "podman_exec"
+    has_pipelining = True
+
+    def _connect(self) -> Connection:
+        # Nothing is kept open: a container that is away is noticed by the first command.
+        self._connected = True
+        return self
+
+    def _exec(self, argv: list[str], in_data: bytes | None = None) -> tuple[int, bytes, bytes]:
+        container = self.get_option("remote_addr")
+        # The containers are root's: they need a network with fixed addresses, and systemd inside.
+        owner = [] if os.geteuid() == 0 else ["sudo"]
+        command = [*owner, "podman", "exec", "--interactive", container, *argv]
+        display.vvv(f"EXEC {shlex.join(command)}", host=container)
+        try:
+            done = subprocess.run(command, input=in_data or b"", capture_output=True, check=False)
+        except FileNotFoundError as error:
+            raise AnsibleError(f"{command[0]} is not installed: `make up` sets up podman and the hosts") from error
+        if done.returncode == PODMAN_FAILED:
+            raise AnsibleConnectionFailure(
+                f"no running container {container}: {done.stderr.decode(errors='replace').strip()}"
+            )
+        return done.returncode, done.stdout, done.stderr
+
+    @ensure_connect
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:
+        """Run a shell command; return its exit status, output and errors."""
+        super().exec_command(cmd, in_data=in_data, sudoable=sudoable)
+        return self._exec(["/bin/sh", "-c", cmd], in_data)
+
+    @ensure_connect
+    def put_file(self, in_path: str, out_path: str) -> None:
+        """Copy a local file into the container."""
+        super().put_file(in_path, out_path)
+        status, _, errors = self._exec(["/bin/sh", "-c", f"cat > {shlex.quote(out_path)}"], Path(in_path).read_bytes())
+        if status != 0:
+            raise AnsibleError(f"{out_path} could not be written: {errors.decode(errors='replace')}")
+
+    @ensure_connect
+    def fetch_file(self, in_path: str, out_path: str) -> None:
+        """Copy a file of the container to this machine."""
+        super().fetch_file(in_path, out_path)
+        status, content, errors = self._exec(["cat", in_path])
+        if status != 0:
+            raise AnsibleError(f"{in_path} could not be read: {errors.decode(errors='replace')}")
+        Path(out_path).write_bytes(content)
+
+    def close(self) -> None:
+        self._connected = False
