@@ -10,9 +10,10 @@ from support import services as servers
 from support.system import System
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
 
     from support.services import Services
+    from support.system import MakeSystem
 
 _SYSTEMS = pytest.StashKey[list[System]]()
 
@@ -31,7 +32,7 @@ def services(_running_services: Services) -> Services:
 
 
 @pytest.fixture
-def make_system(request: pytest.FixtureRequest, services: Services) -> Iterator[Callable[..., System]]:
+def make_system(request: pytest.FixtureRequest, services: Services) -> Iterator[MakeSystem]:
     """Return a function that makes a System; its processes are gone after the test."""
     systems = request.node.stash.setdefault(_SYSTEMS, [])
 

@@ -79,6 +79,9 @@ class Kafka(LocalProcess):
     def topics(self) -> set[str]:
         return set(self.admin().list_topics(timeout=10).topics)
 
+    def partitions(self, topic: str) -> int:
+        return len(self.admin().list_topics(topic, timeout=10).topics[topic].partitions)
+
     def topic_config(self, name: str) -> dict[str, str]:
         """Return the settings of a topic that are in force, as text."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, name)

@@ -63,6 +63,10 @@ class LocalProcess:
                 self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, cwd=self.log.parent
             )
 
+    def set_environment(self, environment: Mapping[str, str]) -> None:
+        """Give the next start other variables."""
+        self._environment = dict(environment)
+
     @property
     def pid(self) -> int:
         assert self._process is not None, f"{self.name} was never started"

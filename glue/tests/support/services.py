@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from support.kafka import Kafka
 from support.nsqd import Nsqd
 from support.postgresql import Postgresql
+from support.proxy import SwallowingProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,10 @@ class Services:
     kafka: Kafka
     postgresql: Postgresql
     nsqd: Nsqd
+
+    def swallowing_nsqd(self) -> SwallowingProxy:
+        """Return another way to nsqd, on which publications vanish."""
+        return SwallowingProxy(self.nsqd.tcp_address)
 
     def restore(self) -> None:
         """Have every server answer again, whatever the last test did to it."""

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import urllib.request
 import uuid
+from collections.abc import Callable
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from support.processes import LocalProcess, free_port
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from support.kafka import Tail
     from support.services import Services
@@ -56,6 +58,11 @@ class Service(LocalProcess):
 
     def metrics(self) -> str:
         return self._get("/metrics").decode()
+
+    def metric(self, name: str) -> float:
+        """Return the sum of a metric over all its labels."""
+        lines = [line for line in self.metrics().splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def config_in_force(self) -> bool:
         return bool(self.state()["config"] == hashlib.sha256(self.config.read_bytes()).hexdigest())
@@ -277,6 +284,10 @@ class System:
     def send_requests(self, ids: Iterable[object], **members: object) -> int:
         return self.send(request(file_id, **members) for file_id in ids)
 
+    def sent(self) -> dict[tuple[int, int], bytes | None]:
+        """Return ``(partition, offset) -> value`` of all that is on the lane's Kafka topic."""
+        return {(m.partition(), m.offset()): m.value() for m in self._tail(self.kafka_topic).poll()}
+
     # What comes out
 
     def results(self) -> list[dict[str, Any]]:
@@ -298,6 +309,22 @@ class System:
 
     def rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         return self.services.postgresql.query(self.database, sql, parameters)
+
+    @contextmanager
+    def locked(self, table: str) -> Iterator[None]:
+        """Hold a lock that lets others read the table and not write to it."""
+        with closing(self.services.postgresql.connect(self.database)) as connection:
+            connection.autocommit = False
+            with connection.cursor() as cursor:
+                cursor.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
+                yield
+            connection.rollback()
+
+    def waits_for_lock(self) -> bool:
+        """Tell whether someone waits for a lock in this database."""
+        return bool(
+            self.rows("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+        )
 
     def channel(self) -> dict[str, Any]:
         return self.services.nsqd.channel(self.lane, self.pool)
@@ -347,3 +374,6 @@ def request(file_id: object, **members: object) -> bytes:
 
 def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is no JSON: a strict reader cannot read this")
+
+
+MakeSystem = Callable[..., System]
