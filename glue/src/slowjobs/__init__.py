@@ -1,0 +1,1 @@
+"""Slow jobs from Kafka, run through NSQ."""

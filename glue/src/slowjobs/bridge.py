@@ -1,0 +1,269 @@
+"""The bridge: from the lanes' Kafka topics to NSQ, never above a lane's cap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import prometheus_client
+import structlog
+
+from slowjobs import cap, documents, kafka, kinds, nsq, retry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import aiohttp
+    import confluent_kafka
+
+    from slowjobs import settings
+
+log = structlog.get_logger()
+
+GROUP = "slowjobs-bridge"
+#: requests and bytes of a lane that wait here for room; Kafka keeps the rest.
+_FETCHED_REQUESTS = 500
+_FETCHED_BYTES = 8 * 1024 * 1024
+#: seconds between two readings of nsqd's figures: while requests wait for room, and while none does.
+_READING_SECONDS = 0.1
+_IDLE_READING_SECONDS = 1.0
+#: seconds that a poll of Kafka waits.
+_POLL_SECONDS = 0.1
+
+_PUBLISHED = prometheus_client.Counter("slowjobs_published_requests_total", "Requests given to NSQ", ["lane"])
+_DEAD = prometheus_client.Counter("slowjobs_bridge_dead_letters_total", "Requests refused", ["lane", "reason"])
+_OUTSTANDING = prometheus_client.Gauge("slowjobs_outstanding_requests", "Published and not finished", ["lane"])
+
+
+class _Lane:
+    """What the bridge has fetched of one lane and not published."""
+
+    def __init__(self, name: str, lane: settings.Lane, kind: settings.Kind) -> None:
+        self.name = name
+        self.kind = kind
+        self.channel = lane.pool
+        self.cap = cap.Cap(lane.max_outstanding)
+        self.fetched: deque[kafka.Record] = deque()
+        self.fetched_bytes = 0
+        self.arrived = asyncio.Event()
+        #: held from the moment that a batch is sent until its answer, so that a stop does not cut between.
+        self.publishing = asyncio.Lock()
+        #: whether Kafka is told to send no more of this lane for now.
+        self.held_back = False
+
+    def add(self, record: kafka.Record) -> None:
+        self.fetched.append(record)
+        self.fetched_bytes += len(record.value)
+        self.arrived.set()
+
+    def take(self, count: int) -> list[kafka.Record]:
+        taken = [self.fetched.popleft() for _ in range(min(count, len(self.fetched)))]
+        self.fetched_bytes -= sum(len(record.value) for record in taken)
+        if not self.fetched:
+            self.arrived.clear()
+        return taken
+
+    def drop(self, partitions: set[tuple[str, int]]) -> None:
+        """Forget what is no longer ours: Kafka gives it again from the committed offset."""
+        self.fetched = deque(record for record in self.fetched if record.position.partition_of not in partitions)
+        self.fetched_bytes = sum(len(record.value) for record in self.fetched)
+
+    @property
+    def full(self) -> bool:
+        return len(self.fetched) >= _FETCHED_REQUESTS or self.fetched_bytes >= _FETCHED_BYTES
+
+    @property
+    def low(self) -> bool:
+        return len(self.fetched) <= _FETCHED_REQUESTS // 4 and self.fetched_bytes <= _FETCHED_BYTES // 4
+
+
+class Bridge:
+    """Move requests from the lanes' Kafka topics to nsqd, at most ``max_outstanding`` of a lane at a time.
+
+    An offset is committed after nsqd said OK (or Kafka has the dead letter), so a request is published at least once.
+    A batch without an answer is published again once nsqd's figures were read anew: it may be there twice.
+    Kafka or nsqd away: waits and goes on; nothing is committed meanwhile. A full lane never holds back another.
+    Rule: docs/architecture.md, "The cap".
+    """
+
+    def __init__(self, config: settings.BridgeSettings, secrets: settings.Credentials) -> None:
+        self._config = config
+        self._secrets = secrets
+        self._stopping = False
+        self._lanes = {
+            config.kafka_topic(name): _Lane(name, lane, config.kinds[lane.kind]) for name, lane in config.lanes.items()
+        }
+        self._read = asyncio.Event()
+        #: partitions that a poll, in its own thread, found to be new or gone.
+        self._assigned: list[confluent_kafka.TopicPartition] = []
+        self._revoked: list[confluent_kafka.TopicPartition] = []
+        #: (topic, partition) -> the next offset; published, and not committed yet.
+        self._done: dict[tuple[str, int], int] = {}
+
+    def stop(self) -> None:
+        """End: 1 stop polling, 2 wait for the answers of what was sent, 3 commit, 4 close."""
+        self._stopping = True
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``/state`` says: the host that gets new requests, and each lane's figures."""
+        return {
+            "publishes_to": self._config.nsqd.active,
+            "lanes": {
+                lane.name: {
+                    "fetched": len(lane.fetched),
+                    "outstanding": lane.cap.outstanding,
+                    "max_outstanding": lane.cap.max_outstanding,
+                    "room": lane.cap.room,
+                }
+                for lane in self._lanes.values()
+            },
+        }
+
+    async def run(self) -> None:
+        """Work until ``stop``. Raises kafka.FencedError (in a group) when another bridge has taken over."""
+        consumer = kafka.consumer(self._config.kafka, self._secrets, group=GROUP)
+        producer = kafka.Producer(self._config.kafka, self._secrets, client_id=GROUP)
+        try:
+            async with nsq.session() as session, asyncio.TaskGroup() as tasks:
+                beside = [tasks.create_task(self._read_figures(session))]
+                beside += [tasks.create_task(self._publish_lane(lane, producer)) for lane in self._lanes.values()]
+                await self._consume(consumer)
+                for lane in self._lanes.values():
+                    await lane.publishing.acquire()
+                for task in beside:
+                    task.cancel()
+            await self._commit(consumer)
+        finally:
+            await producer.close()
+            await asyncio.to_thread(consumer.close)
+
+    # Kafka: every call of the consumer is made from here, one after another.
+
+    async def _consume(self, consumer: confluent_kafka.Consumer) -> None:
+        consumer.subscribe(
+            list(self._lanes),
+            on_assign=lambda _, partitions: self._assigned.extend(partitions),
+            on_revoke=lambda _, partitions: self._revoked.extend(partitions),
+            on_lost=lambda _, partitions: self._revoked.extend(partitions),
+        )
+        while not self._stopping:
+            fetched = await asyncio.to_thread(_poll, consumer)
+            self._follow_rebalance()
+            for record in kafka.records(fetched):
+                self._lanes[record.position.topic].add(record)
+            self._hold_back(consumer)
+            await self._commit(consumer)
+
+    def _follow_rebalance(self) -> None:
+        gone = {(partition.topic, partition.partition) for partition in self._revoked}
+        if gone or self._assigned:
+            log.info("bridge.partitions", assigned=len(self._assigned), revoked=len(gone))
+        for partition in self._assigned:
+            self._lanes[partition.topic].held_back = False  # a new partition comes without its lane's pause
+        for lane in self._lanes.values():
+            lane.drop(gone)
+        self._done = {partition: offset for partition, offset in self._done.items() if partition not in gone}
+        self._assigned, self._revoked = [], []
+
+    def _hold_back(self, consumer: confluent_kafka.Consumer) -> None:
+        """Let Kafka send no more of a lane that is full here, and go on with one that has run low."""
+        for topic, lane in self._lanes.items():
+            if lane.full and not lane.held_back:
+                consumer.pause([p for p in consumer.assignment() if p.topic == topic])
+                lane.held_back = True
+            elif lane.held_back and lane.low:
+                consumer.resume([p for p in consumer.assignment() if p.topic == topic])
+                lane.held_back = False
+
+    async def _commit(self, consumer: confluent_kafka.Consumer) -> None:
+        if not self._done:
+            return
+        done, self._done = self._done, {}
+        if not await asyncio.to_thread(kafka.commit, consumer, done):
+            self._done = {**done, **self._done}
+
+    # nsqd
+
+    async def _read_figures(self, session: aiohttp.ClientSession) -> None:
+        apis = [nsq.Api(session, self._config.nsqd.hosts[host].http_address) for host in self._config.nsqd.serving]
+        lanes = self._lanes.values()
+        while True:
+            marks = [lane.cap.begin_reading() for lane in lanes]
+            try:
+                readings = await asyncio.gather(*(api.stats() for api in apis))
+            except nsq.ERRORS as error:
+                log.debug("bridge.no_figures", error=repr(error))
+                for lane in lanes:
+                    lane.cap.forget()
+            else:
+                for lane, mark in zip(lanes, marks, strict=True):
+                    lane.cap.end_reading(mark, _outstanding(readings, lane))
+                    _OUTSTANDING.labels(lane.name).set(lane.cap.outstanding or 0)
+            self._read.set()
+            self._read.clear()
+            waiting = any(lane.fetched for lane in lanes)
+            await asyncio.sleep(_READING_SECONDS if waiting else _IDLE_READING_SECONDS)
+
+    async def _publish_lane(self, lane: _Lane, producer: kafka.Producer) -> None:
+        active = self._config.nsqd.active
+        publisher = nsq.Publisher(self._config.nsqd.hosts[active].tcp_address, client_id=GROUP)
+        while True:
+            await lane.arrived.wait()
+            if not lane.cap.room:
+                await self._read.wait()
+                continue
+            batch = lane.take(min(lane.cap.room, nsq.MAX_BATCH))
+            bodies = await self._bodies(lane, batch, producer)
+            if bodies:
+                await self._publish(lane, publisher, bodies)
+            for record in batch:
+                self._done[record.position.partition_of] = record.position.offset + 1
+
+    async def _publish(self, lane: _Lane, publisher: nsq.Publisher, bodies: list[bytes]) -> None:
+        while True:
+            async for attempt in retry.while_away("nsqd", *nsq.ERRORS):
+                with attempt:
+                    await publisher.connect()
+            async with lane.publishing:
+                lane.cap.publishing(len(bodies))
+                try:
+                    await publisher.publish(lane.name, bodies)
+                except nsq.ERRORS as error:
+                    log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
+                else:
+                    _PUBLISHED.labels(lane.name).inc(len(bodies))
+                    return
+            lane.cap.forget()
+            while lane.cap.room < len(bodies):
+                await self._read.wait()
+
+    async def _bodies(self, lane: _Lane, batch: Iterable[kafka.Record], producer: kafka.Producer) -> list[bytes]:
+        """Return what goes to NSQ; what cannot go there is a dead letter, safe on Kafka before this returns."""
+        bodies = []
+        for record in batch:
+            position = record.position
+            try:
+                bodies.append(self._body(lane, record.value, position))
+            except kinds.RejectedError as error:
+                letter = documents.DeadLetter(lane.name, error.reason, error.error, "bridge", record.value, position)
+                await producer.send_dead_letter(letter)
+                _DEAD.labels(lane.name, error.reason).inc()
+                log.warning("bridge.dead_letter", lane=lane.name, position=str(position), reason=error.reason)
+        return bodies
+
+    def _body(self, lane: _Lane, raw: bytes, position: documents.Position) -> bytes:
+        body = documents.write_assignment(kinds.parse(raw, lane.kind), position)
+        kinds.check_size(body, self._config.nsqd.max_message_bytes)
+        return body
+
+
+def _poll(consumer: confluent_kafka.Consumer) -> list[confluent_kafka.Message]:
+    """Return what is there, at once; wait only when there is nothing."""
+    first = consumer.poll(_POLL_SECONDS)
+    return [] if first is None else [first, *consumer.consume(_FETCHED_REQUESTS - 1, 0)]
+
+
+def _outstanding(readings: Iterable[nsq.Stats], lane: _Lane) -> int:
+    topics = (reading.topics.get(lane.name) for reading in readings)
+    return sum(topic.outstanding(lane.channel) for topic in topics if topic)

@@ -1,0 +1,45 @@
+"""How many requests of a lane may go to NSQ now (docs/architecture.md, "The cap")."""
+
+from __future__ import annotations
+
+
+class Cap:
+    """Keeps a lane's outstanding requests at or below ``max_outstanding``.
+
+    nsqd's depth leaves out what is in flight and deferred, so a reading is the sum of all three. A reading is not
+    atomic: a message that moves between two counts can be missed once, never twice in a row. So the larger of the
+    last two readings counts, each with what was published since it began.
+    """
+
+    def __init__(self, max_outstanding: int) -> None:
+        self.max_outstanding = max_outstanding
+        self._published = 0
+        self._readings: list[tuple[int, int]] = []
+
+    def publishing(self, count: int) -> None:
+        """Note ``count`` requests, before they are sent: an answer that does not come leaves them counted."""
+        self._published += count
+
+    def begin_reading(self) -> int:
+        """Return a mark to be given to ``end_reading``: what was published until now is in the reading's figures."""
+        return self._published
+
+    def end_reading(self, mark: int, outstanding: int) -> None:
+        """Note what nsqd said: requests waiting, in flight and deferred, over all hosts."""
+        self._readings = [*self._readings[-1:], (mark, outstanding)]
+
+    def forget(self) -> None:
+        """Drop the readings: they say nothing while a host does not answer. There is no room until two new ones."""
+        self._readings = []
+
+    @property
+    def outstanding(self) -> int | None:
+        """Return an upper bound of the requests that NSQ holds, or None when it is not known."""
+        if len(self._readings) < 2:  # noqa: PLR2004 - the last two
+            return None
+        return max(held + self._published - mark for mark, held in self._readings)
+
+    @property
+    def room(self) -> int:
+        """Return how many requests may be published now."""
+        return 0 if self.outstanding is None else max(0, self.max_outstanding - self.outstanding)

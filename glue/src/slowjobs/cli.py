@@ -1,0 +1,356 @@
+"""The command line: a function for each subcommand, and what their exit statuses mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+
+import click
+import confluent_kafka
+import psycopg2
+import rich.box
+import rich.console
+import rich.markup
+import rich.progress
+import rich.table
+
+from slowjobs import bridge, check, dead, documents, enqueue, kafka, log, nsq, persister, service, settings, setup
+from slowjobs import status as status_
+from slowjobs import worker as worker_
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_FENCED = 5
+
+#: what a server that does not answer, or refuses, ends a command with.
+_SERVER_ERRORS = (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS)
+
+_S = TypeVar("_S", bound=settings.AnySettings)
+_console = rich.console.Console()
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+
+
+def _config_option(default: str | None = None) -> Callable[[Any], Any]:
+    return click.option(
+        "--config",
+        "path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=default,
+        envvar="SLOWJOBS_CONFIG" if default else None,
+        show_default=default is not None,
+        help="The configuration file.",
+    )
+
+
+_site_option = _config_option(str(settings.CONFIG_DIRECTORY / "slowjobs.toml"))
+
+
+def _load(path: Path, expected: type[_S]) -> tuple[_S, settings.Credentials]:
+    with _configuration_errors():
+        config, secrets = settings.load(path), settings.credentials()
+    if not isinstance(config, expected):
+        _fail(f"{path}: expected the file of another service, got that of {config.service!r}", EXIT_USAGE)
+    return config, secrets
+
+
+@contextlib.contextmanager
+def _configuration_errors() -> Iterator[None]:
+    try:
+        yield
+    except settings.ConfigurationError as error:
+        _fail(str(error), EXIT_USAGE)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def _server_errors() -> Iterator[None]:
+    try:
+        yield
+    except _SERVER_ERRORS as error:
+        text = error.args[0].str() if isinstance(error, confluent_kafka.KafkaException) else str(error).strip()
+        _fail(f"failed: {text or repr(error)}. `slowjobs check` shows which server.", EXIT_FAILED)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="slowjobs")
+def main() -> None:
+    """Run slow jobs from Kafka through NSQ.
+
+    Exit statuses: 0 done, 1 failed, 2 usage or configuration, 5 another instance has taken over.
+    """
+
+
+# Services
+
+
+def _serve(
+    config: settings.BridgeSettings | settings.PersisterSettings | settings.WorkerSettings,
+    path: Path,
+    name: str,
+    make: Callable[[], service.Service],
+) -> None:
+    """Run a service; end with the status that systemd and design's table know."""
+
+    async def _run() -> None:
+        await service.run(
+            make(), name=name, host=config.host, address=config.state_address, config=settings.fingerprint(path)
+        )
+
+    log.configure()
+    try:
+        asyncio.run(_run())
+    except* kafka.FencedError as group:
+        _fail(f"another {name} has taken over: {group.exceptions[0]}", EXIT_FENCED)
+    except* OSError as group:
+        _fail(f"{name} failed: {group.exceptions[0]}", EXIT_FAILED)
+
+
+@main.command("bridge")
+@_config_option()
+def bridge_command(path: Path | None) -> None:
+    """Run the bridge: requests from Kafka to NSQ, under each lane's cap."""
+    path = path or settings.CONFIG_DIRECTORY / "bridge.toml"
+    config, secrets = _load(path, settings.BridgeSettings)
+    _serve(config, path, "slowjobs-bridge", lambda: bridge.Bridge(config, secrets))
+
+
+@main.command("persister")
+@click.argument("instance", type=click.Choice(["requests", "results"]))
+@_config_option()
+def persister_command(instance: str, path: Path | None) -> None:
+    """Run a persister: requests, or results, from Kafka to PostgreSQL."""
+    path = path or settings.CONFIG_DIRECTORY / f"persister-{instance}.toml"
+    config, secrets = _load(path, settings.PersisterSettings)
+    if config.instance != instance:
+        _fail(f"{path}: is the persister of {config.instance}, not of {instance}", EXIT_USAGE)
+    _serve(config, path, f"slowjobs-persister@{instance}", lambda: persister.Persister(config, secrets))
+
+
+@main.command("worker")
+@click.argument("pool")
+@_config_option()
+def worker_command(pool: str, path: Path | None) -> None:
+    """Run the worker of POOL on this host."""
+    path = path or settings.CONFIG_DIRECTORY / f"worker-{pool}.toml"
+    config, secrets = _load(path, settings.WorkerSettings)
+    if config.pool.name != pool:
+        _fail(f"{path}: is the worker of pool {config.pool.name!r}, not of {pool!r}", EXIT_USAGE)
+    _serve(config, path, f"slowjobs-worker@{pool}", lambda: worker_.Worker(config, secrets))
+
+
+# Operations
+
+
+@main.command("setup")
+@click.option("--check", "only_check", is_flag=True, help="Make nothing; exit 1 if anything is missing.")
+@_json_option
+@_site_option
+def setup_command(path: Path, *, only_check: bool, as_json: bool) -> None:
+    r"""Make what is missing: Kafka topics, NSQ topics and channels, tables.
+
+    \b
+    Examples:
+      slowjobs setup --check    what is missing?
+      slowjobs setup            make it
+    """
+    config, secrets = _load(path, settings.CliSettings)
+    with _server_errors():
+        items = asyncio.run(setup.setup(config, secrets, only_check=only_check))
+    if as_json:
+        click.echo(json.dumps({"v": documents.VERSION, "items": [item.as_json() for item in items]}))
+    else:
+        for item in items:
+            click.echo(f"{item.state:8} {item.what:8} {item.name} ({item.where})")
+    sys.exit(EXIT_FAILED if any(item.state == "missing" for item in items) else EXIT_DONE)
+
+
+@main.command("check")
+@click.option(
+    "--offline",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Only check this configuration file, of any service; ask no server.",
+)
+@_json_option
+@_site_option
+def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
+    r"""Prove the configuration and every connection.
+
+    \b
+    Examples:
+      slowjobs check
+      slowjobs check --offline /etc/slowjobs/bridge.toml
+    """
+    if offline:
+        with _configuration_errors():
+            settings.load(offline)
+        return
+    config, secrets = _load(path, settings.CliSettings)
+    findings = asyncio.run(check.check(config, secrets))
+    if as_json:
+        click.echo(json.dumps({"v": documents.VERSION, "findings": [finding.as_json() for finding in findings]}))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok' if finding.ok else 'FAILED':7} {finding.subject}: {finding.answer}")
+    sys.exit(EXIT_DONE if all(finding.ok for finding in findings) else EXIT_FAILED)
+
+
+@main.command("status")
+@_json_option
+@_site_option
+def status_command(path: Path, *, as_json: bool) -> None:
+    r"""Show lanes, nsqd hosts, workers and services. Exit 1 when something does not answer.
+
+    \b
+    Examples:
+      slowjobs status
+      slowjobs status --json | jq '.lanes[] | {name, unfinished}'
+    """
+    config, secrets = _load(path, settings.CliSettings)
+    document = asyncio.run(status_.read(config, secrets))
+    if as_json:
+        click.echo(json.dumps(document))
+    else:
+        _console.print(*status_.tables(document))
+        for error in document["errors"]:
+            click.echo(f"error: {error}", err=True)
+    sys.exit(EXIT_FAILED if document["errors"] else EXIT_DONE)
+
+
+@main.command("enqueue")
+@click.argument("lane")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option(
+    "--rejects",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where lines that are not sent go, with their reasons. [default: FILE.rejects.jsonl, or rejects.jsonl]",
+)
+@_json_option
+@_site_option
+def enqueue_command(path: Path, lane: str, file: Path, rejects: Path | None, *, as_json: bool) -> None:
+    r"""Send each line of FILE (JSON lines; - for standard input) to LANE as a request.
+
+    Each line is checked first; one that the lane's kind does not accept goes to the rejects file. Exit 1 if any did.
+
+    \b
+    Examples:
+      slowjobs enqueue fixity-check requests.jsonl
+      zcat requests.jsonl.gz | slowjobs enqueue fixity-check - --rejects /tmp/rejects.jsonl
+    """
+    config, secrets = _load(path, settings.CliSettings)
+    if lane not in config.lanes:
+        _fail(f"there is no lane {lane!r}; lanes: {', '.join(config.lanes)}", EXIT_USAGE)
+    from_stdin = str(file) == "-"
+    rejects = rejects or (Path("rejects.jsonl") if from_stdin else file.with_name(f"{file.name}.rejects.jsonl"))
+    with _server_errors(), _open(file) as lines, _rejects_file(rejects) as reject, _progress(file, lane) as advance:
+        report = asyncio.run(enqueue.enqueue(config, secrets, lane, lines, rejects=reject, progress=advance))
+    refused = sum(report.rejected.values()) + report.failed
+    if as_json:
+        document = {"acknowledged": report.acknowledged, "rejected": report.rejected, "failed": report.failed}
+        click.echo(json.dumps({"v": documents.VERSION, "lane": lane, **document}))
+    else:
+        click.echo(f"{report.acknowledged} requests acknowledged on lane {lane}")
+        for reason, count in sorted(report.rejected.items()):
+            click.echo(f"{count} not sent: {reason}")
+        if report.failed:
+            click.echo(f"{report.failed} refused by Kafka")
+        if refused:
+            click.echo(f"see {rejects}")
+    sys.exit(EXIT_FAILED if refused else EXIT_DONE)
+
+
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[BinaryIO]:
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as lines:
+        yield lines
+
+
+@contextlib.contextmanager
+def _rejects_file(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that writes a line; the file is made by the first."""
+    with contextlib.ExitStack() as stack:
+        opened: list[BinaryIO] = []
+
+        def _write(line: bytes) -> None:
+            if not opened:
+                opened.append(stack.enter_context(path.open("wb")))
+            opened[0].write(line)
+
+        yield _write
+
+
+@contextlib.contextmanager
+def _progress(file: Path, lane: str) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how much of the file is acknowledged, if that is a terminal."""
+    total = None if str(file) == "-" else file.stat().st_size
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"to {lane}", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@main.group("dead")
+def dead_group() -> None:
+    """Look at dead letters: requests that came to no result, each with its reason."""
+
+
+@dead_group.command("list")
+@click.option("--lane", help="Only this lane's.")
+@click.option("--reason", help="Only those with this reason.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The newest so many.")
+@_json_option
+@_site_option
+def dead_list_command(path: Path, lane: str | None, reason: str | None, limit: int, *, as_json: bool) -> None:
+    r"""List dead letters, the newest last, and count them by reason.
+
+    \b
+    Examples:
+      slowjobs dead list --lane fixity-check
+      slowjobs dead list --reason attempts-exhausted --json
+    """
+    config, secrets = _load(path, settings.CliSettings)
+    with _server_errors():
+        letters = [
+            letter
+            for letter in dead.read(config, secrets)
+            if lane in (None, letter.get("lane")) and reason in (None, letter.get("reason"))
+        ]
+    counts = Counter(letter.get("reason", "unreadable") for letter in letters)
+    shown = letters[-limit:]
+    if as_json:
+        document = {"v": documents.VERSION, "total": len(letters), "by_reason": dict(counts), "dead_letters": shown}
+        click.echo(json.dumps(document))
+        return
+    if shown:
+        _console.print(_dead_table(shown))
+    for name, count in counts.most_common():
+        click.echo(f"{count:6} {name}")
+    click.echo(f"{len(letters)} dead letters" + (f", the last {limit} shown" if len(letters) > limit else ""))
+
+
+def _dead_table(letters: list[dict[str, Any]]) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for column in ("id", "at", "lane", "reason", "key", "error"):
+        table.add_column(column, overflow="fold")
+    for letter in letters:
+        error = letter.get("unreadable") or letter["error"]
+        names = ("id", "at", "lane", "reason", "key")
+        table.add_row(*(rich.markup.escape(str(letter.get(name) or "")) for name in names), rich.markup.escape(error))
+    return table

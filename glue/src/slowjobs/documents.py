@@ -1,0 +1,170 @@
+"""The documents of ours on Kafka and NSQ (design, "Data"): how each is written and read.
+
+A request or a result is never parsed and written again: our member is spliced into the bytes as they came, so that
+numbers, spaces and the order of members stay what their author wrote.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from slowjobs import kinds
+
+#: of every document here; a reader refuses others.
+VERSION = 1
+#: the member of ours in a request on NSQ and in a result.
+MEMBER = "_slowjobs"
+
+
+class UnknownVersionError(Exception):
+    """A document of ours of a version that this program does not know."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a request is on Kafka."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    @property
+    def partition_of(self) -> tuple[str, int]:
+        """The topic and the partition."""
+        return self.topic, self.partition
+
+    def as_json(self) -> list[str | int]:
+        """Return ``[topic, partition, offset]``."""
+        return [self.topic, self.partition, self.offset]
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A message on NSQ: a request, and what the bridge says of it. ``position`` is None when a person published it."""
+
+    request: kinds.Request
+    position: Position | None
+
+
+def now() -> str:
+    """Return the time as all documents write it: UTC, microseconds, ``Z``."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def write_assignment(request: kinds.Request, position: Position) -> bytes:
+    """Return the body of the NSQ message for a request."""
+    return splice(request.raw, {"v": VERSION, "position": position.as_json(), "key": request.key})
+
+
+def read_assignment(body: bytes, key_members: tuple[str, ...]) -> Assignment:
+    """Read an NSQ message. Raises kinds.RejectedError, or UnknownVersionError."""
+    members = kinds.parse_object(body)
+    ours = members.pop(MEMBER, None)
+    if ours is None:
+        return Assignment(kinds.Request(body, members, kinds.request_key(members, key_members)), None)
+    _check_version(ours)
+    try:
+        return Assignment(kinds.Request(without_ours(body), members, str(ours["key"])), Position(*ours["position"]))
+    except (KeyError, TypeError, ValueError):
+        raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as the bridge writes it") from None
+
+
+def write_result(result: bytes, about: dict[str, Any]) -> bytes:
+    """Return a result document. ``result``: the handler's JSON object, ``about``: the members of ours."""
+    return splice(result, {"v": VERSION, **about})
+
+
+def read_result(raw: bytes) -> tuple[kinds.JsonObject, dict[str, Any]]:
+    """Return a result's members and what the worker said of it. Raises kinds.RejectedError, or UnknownVersionError."""
+    members = kinds.parse_object(raw)
+    ours = members.pop(MEMBER, None)
+    if ours is None:
+        raise kinds.RejectedError("member-missing", f"{MEMBER!r} is missing: no worker of ours wrote this")
+    _check_version(ours)
+    return members, ours
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """Why a request came to no result.
+
+    ``sender``: "bridge", "worker" or "persister"; ``raw``: the request as it came.
+    """
+
+    lane: str
+    reason: str
+    error: str
+    sender: str
+    raw: bytes | None
+    position: Position | None = None
+    key: str | None = None
+    attempts: int = 0
+
+    def write(self, max_bytes: int) -> bytes:
+        """Return the document, with the request as JSON where it is an object and in base64 where it is not.
+
+        One that would be larger than ``max_bytes`` goes without the request, and says so.
+        """
+        document = self._write(self.raw, self.error)
+        if len(document) <= max_bytes:
+            return document
+        size = len(self.raw or b"")
+        return self._write(None, f"{self.error} (the request, {size} bytes, is too large for a dead letter)")
+
+    def _write(self, raw: bytes | None, error: str) -> bytes:
+        document: dict[str, Any] = {
+            "v": VERSION,
+            "lane": self.lane,
+            "position": self.position.as_json() if self.position else None,
+            "key": self.key,
+            "reason": self.reason,
+            "error": error,
+            "attempts": self.attempts,
+            "from": self.sender,
+            "at": now(),
+        }
+        request = b"null"
+        if raw is not None:
+            try:
+                kinds.parse_object(raw)
+                request = raw
+            except kinds.RejectedError:
+                document["request_base64"] = base64.b64encode(raw).decode()
+        return _with_member(json.dumps(document, ensure_ascii=False).encode(), "request", request)
+
+
+def read_dead_letter(raw: bytes) -> dict[str, Any]:
+    """Return a dead letter's members. Raises kinds.RejectedError, or UnknownVersionError."""
+    document = kinds.parse_object(raw)
+    _check_version(document)
+    return document
+
+
+def splice(raw: bytes, ours: dict[str, Any]) -> bytes:
+    """Return the JSON object ``raw`` with ``ours`` as its last member; a member of that name before it loses."""
+    return _with_member(raw, MEMBER, json.dumps(ours, ensure_ascii=False).encode())
+
+
+def _with_member(raw: bytes, name: str, value: bytes) -> bytes:
+    body = raw.rstrip()[:-1].rstrip()
+    comma = b"" if body.endswith(b"{") else b", "
+    return b'%s%s"%s": %s}' % (body, comma, name.encode(), value)
+
+
+def without_ours(body: bytes) -> bytes:
+    """Undo ``splice``: inside a string the quotes would be escaped, so the last match is the member itself."""
+    before = body[: body.rindex(b'"%s": ' % MEMBER.encode())].rstrip()
+    return before.removesuffix(b",") + b"}"
+
+
+def _check_version(ours: Any) -> None:
+    version = ours.get("v") if isinstance(ours, dict) else None
+    if version != VERSION:
+        raise UnknownVersionError(f"expected version {VERSION} of ours, got {version!r}: upgrade slowjobs here")

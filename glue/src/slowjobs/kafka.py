@@ -1,0 +1,234 @@
+"""Kafka: producer, consumer and admin as slowjobs uses them. librdkafka's traps are handled here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import confluent_kafka
+import confluent_kafka.admin
+import structlog
+
+from slowjobs import documents, retry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from slowjobs import settings
+
+log = structlog.get_logger()
+
+DEAD_LETTERS = "slowjobs-dead-letters"
+#: bytes; of results and dead letters.
+MAX_MESSAGE_BYTES = 21 * 1024 * 1024
+#: bytes of a result's or a dead letter's body; the rest of a message is left for key and headers.
+MAX_BODY_BYTES = 20 * 1024 * 1024
+#: seconds; for one question to a broker.
+TIMEOUT_SECONDS = 10.0
+#: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
+_FETCH_AHEAD_KIBIBYTES = 16 * 1024
+
+
+def properties(kafka: settings.Kafka, secrets: settings.Credentials, **more: object) -> dict[str, Any]:
+    """Return librdkafka's properties: ours, over those of the inventory, over the secret ones."""
+    return {**secrets.kafka, **kafka.properties, "error_cb": _log_error, **more}
+
+
+def _log_error(error: confluent_kafka.KafkaError) -> None:
+    # librdkafka reconnects by itself; fatal errors come again from the call that meets them.
+    log.info("kafka.error", code=error.name(), error=error.str())
+
+
+class DeliveryError(Exception):
+    """A message that Kafka refuses for good: waiting does not help."""
+
+
+class Producer:
+    """A producer whose ``send`` can be awaited: it returns once all in-sync replicas have the message.
+
+    Kafka away: waits for it, for as long as it takes. Used from one event loop.
+    """
+
+    def __init__(self, kafka: settings.Kafka, secrets: settings.Credentials, *, client_id: str) -> None:
+        self._producer = confluent_kafka.Producer(
+            properties(
+                kafka,
+                secrets,
+                **{
+                    "client.id": client_id,
+                    "enable.idempotence": True,
+                    "acks": "all",
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "message.timeout.ms": 0,  # for ever
+                    "linger.ms": 2,
+                },
+            )
+        )
+        self._loop = asyncio.get_running_loop()
+        self._closing = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
+        self._poller.start()
+
+    def _poll(self) -> None:
+        while not self._closing.is_set():
+            self._producer.poll(0.2)
+
+    async def send(self, topic: str, value: bytes, *, key: bytes | None = None) -> int:
+        """Return the offset of the message once it is safe. Raises DeliveryError."""
+        delivered: asyncio.Future[int] = self._loop.create_future()
+
+        def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
+            self._loop.call_soon_threadsafe(_settle, delivered, error, message.offset())
+
+        while True:
+            try:
+                self._producer.produce(topic, value, key=key, on_delivery=_delivered)
+                break
+            except BufferError:
+                await asyncio.sleep(0.05)  # librdkafka's queue is full: its own limit is the back-pressure
+            except confluent_kafka.KafkaException as error:
+                raise DeliveryError(f"{topic}: {error.args[0].str()}") from error
+        return await delivered
+
+    async def send_dead_letter(self, letter: documents.DeadLetter) -> None:
+        """Return once the dead letter is safe, however long Kafka refuses it: without it the request would be lost."""
+        async for attempt in retry.while_away(f"kafka topic {DEAD_LETTERS}", DeliveryError):
+            with attempt:
+                await self.send(DEAD_LETTERS, letter.write(MAX_BODY_BYTES))
+
+    async def close(self) -> None:
+        """Wait for what is under way, at most 10 s, and stop."""
+        await asyncio.to_thread(self._producer.flush, TIMEOUT_SECONDS)
+        self._closing.set()
+        await asyncio.to_thread(self._poller.join)
+
+
+def _settle(delivered: asyncio.Future[int], error: confluent_kafka.KafkaError | None, offset: int | None) -> None:
+    if delivered.done():  # its waiter was cancelled
+        return
+    if error is None:
+        delivered.set_result(offset or 0)
+    else:
+        delivered.set_exception(DeliveryError(error.str()))
+
+
+class FencedError(Exception):
+    """Another instance of the same service has taken over this one's place in its consumer group."""
+
+
+def consumer(kafka: settings.Kafka, secrets: settings.Credentials, *, group: str) -> confluent_kafka.Consumer:
+    """Return a consumer of which one instance runs: classic protocol, static membership, commits by hand.
+
+    A second instance fences the first. A new group begins at the earliest request: nothing that waits is skipped.
+    """
+    return confluent_kafka.Consumer(
+        properties(
+            kafka,
+            secrets,
+            **{
+                "client.id": group,
+                "group.id": group,
+                "group.instance.id": group,
+                "group.protocol": "classic",
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": 45000,
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "queued.max.messages.kbytes": _FETCH_AHEAD_KIBIBYTES,
+                "fetch.message.max.bytes": 4 * 1024 * 1024,
+                "fetch.wait.max.ms": 100,
+                "topic.metadata.refresh.interval.ms": 30000,
+                "allow.auto.create.topics": False,
+            },
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message as it was consumed. ``created``: when it was produced; ``value`` is empty where there is none."""
+
+    position: documents.Position
+    value: bytes
+    created: datetime
+
+    @classmethod
+    def of(cls, message: confluent_kafka.Message) -> Record:
+        """Return what ``message`` holds; it must be no error."""
+        _, milliseconds = message.timestamp()
+        position = documents.Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
+        return cls(position, message.value() or b"", datetime.fromtimestamp(milliseconds / 1000, UTC))
+
+
+def records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
+    """Yield the messages among what ``consume`` returned; log errors. Raises FencedError for a fatal one."""
+    for message in batch:
+        error = message.error()
+        if error is None:
+            yield Record.of(message)
+        elif error.fatal():
+            raise FencedError(error.str())
+        else:
+            log.warning("kafka.consume", topic=message.topic(), code=error.name(), error=error.str())
+
+
+def commit(consumer: confluent_kafka.Consumer, offsets: Mapping[tuple[str, int], int]) -> bool:
+    """Commit ``(topic, partition) -> next offset``; return whether Kafka took it. Raises FencedError."""
+    partitions = [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+    try:
+        consumer.commit(offsets=partitions, asynchronous=False)
+    except confluent_kafka.KafkaException as error:
+        reason = error.args[0]
+        if reason.fatal() or reason.code() == confluent_kafka.KafkaError.FENCED_INSTANCE_ID:
+            raise FencedError(reason.str()) from error
+        log.warning("kafka.commit_failed", error=reason.str())
+        return False
+    return True
+
+
+def lag(
+    kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, topics: Sequence[str]
+) -> dict[str, int | None]:
+    """Return ``topic -> messages`` that ``group`` has not committed; None for a topic that is not there.
+
+    Raises confluent_kafka.KafkaException when no broker answers.
+    """
+    with contextlib.closing(reader(kafka, secrets, group=group)) as client:
+        known = client.list_topics(timeout=TIMEOUT_SECONDS).topics
+        return {topic: _lag(client, topic, known[topic].partitions) if topic in known else None for topic in topics}
+
+
+def _lag(client: confluent_kafka.Consumer, topic: str, partitions: Mapping[int, object]) -> int:
+    wanted = [confluent_kafka.TopicPartition(topic, number) for number in partitions]
+    total = 0
+    for committed in client.committed(wanted, timeout=TIMEOUT_SECONDS):
+        low, high = client.get_watermark_offsets(committed, timeout=TIMEOUT_SECONDS)
+        total += high - max(low, committed.offset)
+    return total
+
+
+def reader(kafka: settings.Kafka, secrets: settings.Credentials, *, group: str) -> confluent_kafka.Consumer:
+    """Return a consumer that only looks: it joins no group and commits nothing."""
+    return confluent_kafka.Consumer(
+        properties(
+            kafka,
+            secrets,
+            **{
+                "group.id": group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+                "allow.auto.create.topics": False,
+            },
+        )
+    )
+
+
+def admin(kafka: settings.Kafka, secrets: settings.Credentials) -> confluent_kafka.admin.AdminClient:
+    """Return a client that makes and describes topics."""
+    return confluent_kafka.admin.AdminClient(properties(kafka, secrets))

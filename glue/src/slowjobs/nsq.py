@@ -1,0 +1,331 @@
+"""nsqd: its TCP protocol for publisher and consumer, and its HTTP API.
+
+pynsq's ``protocol`` module does framing and commands, asyncio the rest; pynsq's Reader and Writer are made for short
+messages (they give up, back off and close in ways that lose slow ones).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import structlog
+from nsq import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slowjobs import settings
+
+log = structlog.get_logger()
+
+#: seconds; to connect and to shake hands.
+CONNECT_TIMEOUT_SECONDS = 5.0
+#: seconds; for the answer to a publication or an HTTP call.
+ANSWER_TIMEOUT_SECONDS = 10.0
+#: seconds between nsqd's heartbeats on a consumer's connection; nsqd's own floor is 1.
+HEARTBEAT_SECONDS = 10.0
+#: messages of one MPUB; with sync-every=1 each costs nsqd an fsync, and 100 of them 0.3 s.
+MAX_BATCH = 100
+#: a frame begins with its type; none of ours comes near the largest: nsqd's --max-msg-size is 1 MiB.
+_FRAME_TYPE_BYTES = 4
+_MAX_FRAME_BYTES = 64 * 1024 * 1024
+#: errors of nsqd after which the connection goes on: the message's delivery was over already.
+_HARMLESS = (b"E_FIN_FAILED", b"E_REQ_FAILED", b"E_TOUCH_FAILED")
+#: what a broken connection or HTTP call raises.
+ERRORS = (OSError, TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientError)
+
+
+class ProtocolError(OSError):
+    """nsqd answered with an error, or something that is not nsqd answered."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A delivery. ``attempts`` counts deliveries, this one included; ``id`` stays the same over all of them."""
+
+    id: bytes
+    body: bytes
+    attempts: int
+
+
+class _Stream:
+    """Frames of nsqd's protocol over one TCP connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, address: settings.Address, identity: dict[str, Any]) -> tuple[_Stream, dict[str, Any]]:
+        """Connect and identify; return the stream and what nsqd negotiated."""
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            stream = cls(reader, writer)
+            try:
+                writer.write(protocol.MAGIC_V2)
+                stream.send(protocol.identify({"feature_negotiation": True, **identity}))
+                negotiated = json.loads(await stream.answer())
+                _ = negotiated["msg_timeout"]
+            except (ValueError, KeyError, TypeError):
+                stream.close()
+                raise ProtocolError(f"{address} is not nsqd: its answer to IDENTIFY was not understood") from None
+            except BaseException:
+                stream.close()
+                raise
+            return stream, negotiated
+
+    def send(self, command: bytes) -> None:
+        self._writer.write(command)
+
+    async def flush(self) -> None:
+        await self._writer.drain()
+
+    async def frame(self) -> tuple[int, bytes]:
+        """Return the next frame's type and data, heartbeats answered on the way."""
+        while True:
+            (size,) = struct.unpack(">l", await self._reader.readexactly(4))
+            if not _FRAME_TYPE_BYTES <= size <= _MAX_FRAME_BYTES:
+                raise ProtocolError(f"a frame of {size} bytes: this is not nsqd")
+            kind, data = protocol.unpack_response(await self._reader.readexactly(size))
+            if kind == protocol.FRAME_TYPE_RESPONSE and data == b"_heartbeat_":
+                self.send(protocol.nop())
+                continue
+            return kind, data
+
+    async def answer(self) -> bytes:
+        """Return the next response. Raises ProtocolError for an error frame."""
+        kind, data = await self.frame()
+        if kind != protocol.FRAME_TYPE_RESPONSE:
+            raise ProtocolError(data.decode(errors="replace"))
+        return data
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Publisher:
+    """One connection that publishes batches, one at a time.
+
+    A batch whose answer did not come is unknown: it may be stored, whole or in part. Its caller decides.
+    """
+
+    def __init__(self, address: settings.Address, *, client_id: str) -> None:
+        self._address = address
+        self._identity = {"client_id": client_id, "user_agent": "slowjobs", "heartbeat_interval": -1}
+        self._stream: _Stream | None = None
+
+    async def connect(self) -> None:
+        """Connect unless it is done. An error here means: nothing was sent."""
+        if self._stream is None:
+            self._stream, _ = await _Stream.open(self._address, self._identity)
+
+    async def publish(self, topic: str, bodies: Sequence[bytes]) -> None:
+        """Publish at most MAX_BATCH messages. Any error means: unknown, and the connection is closed."""
+        if self._stream is None:
+            raise ConnectionError("not connected")
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+                self._stream.send(protocol.mpub(topic, list(bodies)))
+                await self._stream.flush()
+                await self._stream.answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection; ``connect`` opens a new one."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+class Subscription:
+    """One connection that consumes one channel of one nsqd.
+
+    FIN, REQ and TOUCH of a message go to the connection that it came on, and only there. After an error the
+    connection is over, and nsqd gives its messages to others after msg-timeout.
+    """
+
+    def __init__(self, stream: _Stream, host: str, msg_timeout_seconds: float) -> None:
+        self._stream = stream
+        self.host = host
+        #: seconds; a message that is not touched for so long goes to another worker.
+        self.msg_timeout_seconds = msg_timeout_seconds
+        self.closed = False
+
+    @classmethod
+    async def open(
+        cls, address: settings.Address, *, host: str, topic: str, channel: str, client_id: str
+    ) -> Subscription:
+        """Connect and subscribe; no message comes before ``ready``."""
+        stream, negotiated = await _Stream.open(
+            address,
+            {
+                "client_id": client_id,
+                "user_agent": "slowjobs",
+                "heartbeat_interval": int(HEARTBEAT_SECONDS * 1000),
+                "output_buffer_size": -1,  # else a single message waits for nsqd's 250 ms buffer
+            },
+        )
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                stream.send(protocol.subscribe(topic, channel))
+                await stream.answer()
+        except BaseException:
+            stream.close()
+            raise
+        return cls(stream, host, negotiated["msg_timeout"] / 1000)
+
+    async def receive(self) -> Message | None:
+        """Return the next message, or None after ``leave``. Raises an error of ERRORS when the connection is over."""
+        while True:
+            async with asyncio.timeout(2 * HEARTBEAT_SECONDS):
+                kind, data = await self._stream.frame()
+            if kind == protocol.FRAME_TYPE_MESSAGE:
+                message = protocol.decode_message(data)
+                return Message(message.id, message.body, message.attempts)
+            if kind == protocol.FRAME_TYPE_RESPONSE and data == b"CLOSE_WAIT":
+                return None
+            if kind == protocol.FRAME_TYPE_ERROR:
+                if not data.startswith(_HARMLESS):
+                    raise ProtocolError(data.decode(errors="replace"))
+                log.info("nsq.late_answer", nsqd=self.host, error=data.decode(errors="replace"))
+
+    def ready(self, count: int) -> None:
+        """Allow at most ``count`` messages in flight on this connection."""
+        self._send(protocol.ready(count))
+
+    def finish(self, message: Message) -> None:
+        """Tell nsqd that the message is done."""
+        self._send(protocol.finish(message.id))
+
+    def requeue(self, message: Message, milliseconds: int) -> None:
+        """Put the message back, to be delivered again after ``milliseconds``."""
+        self._send(protocol.requeue(message.id, milliseconds))
+
+    def touch(self, message: Message) -> None:
+        """Start the message's msg-timeout anew."""
+        self._send(protocol.touch(message.id))
+
+    def leave(self) -> None:
+        """Ask for no more. nsqd's answer ends ``receive``: by then it has dealt with all that was sent before."""
+        self._send(b"CLS\n")
+
+    def _send(self, command: bytes) -> None:
+        if not self.closed:
+            self._stream.send(command)
+
+    def close(self) -> None:
+        """Close the connection; what it had in flight goes to others after msg-timeout."""
+        self.closed = True
+        self._stream.close()
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel's figures, in messages: waiting (``depth``), delivered (``in_flight``), put back for later."""
+
+    name: str
+    paused: bool
+    depth: int
+    in_flight: int
+    deferred: int
+    clients: int
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic's figures; ``depth`` counts what has not been copied to its channels yet."""
+
+    name: str
+    paused: bool
+    depth: int
+    message_count: int
+    channels: tuple[Channel, ...]
+
+    def outstanding(self, channel: str) -> int:
+        """Return how many messages nsqd still owes to ``channel``: waiting, in flight and deferred."""
+        mine = [c for c in self.channels if c.name == channel]
+        return self.depth + sum(c.depth + c.in_flight + c.deferred for c in mine)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """One reading of ``/stats``. Not atomic: a message on its way between two counts can be missed once."""
+
+    version: str
+    healthy: bool
+    start_time: int
+    topics: dict[str, Topic]
+
+
+class Api:
+    """The HTTP API of one nsqd. Errors are those of ERRORS."""
+
+    def __init__(self, session: aiohttp.ClientSession, address: settings.Address) -> None:
+        self._session = session
+        self._url = f"http://{address}"
+
+    async def stats(self) -> Stats:
+        """Read the figures of all topics."""
+        query = {"format": "json", "include_clients": "false", "include_mem": "false"}
+        return _read_stats(await self._get("/stats", query), self._url)
+
+    async def create_topic(self, topic: str) -> None:
+        """Make a topic; one that is there stays as it is."""
+        await self._post("/topic/create", {"topic": topic})
+
+    async def create_channel(self, topic: str, channel: str) -> None:
+        """Make a channel of a topic that is there; one that is there stays as it is."""
+        await self._post("/channel/create", {"topic": topic, "channel": channel})
+
+    async def _get(self, path: str, query: dict[str, str]) -> Any:
+        async with self._session.get(self._url + path, params=query) as response:
+            response.raise_for_status()
+            try:
+                return await response.json(content_type=None)
+            except ValueError:
+                raise ProtocolError(f"{self._url} is not nsqd: its {path} is no JSON") from None
+
+    async def _post(self, path: str, query: dict[str, str]) -> None:
+        async with self._session.post(self._url + path, params=query) as response:
+            response.raise_for_status()
+
+
+def session() -> aiohttp.ClientSession:
+    """Return what Api needs, to be closed by its caller."""
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_SECONDS))
+
+
+def _read_stats(document: Any, url: str) -> Stats:
+    try:
+        topics = [_read_topic(topic) for topic in document["topics"] or ()]
+        return Stats(
+            version=document["version"],
+            healthy=document["health"] == "OK",
+            start_time=document["start_time"],
+            topics={topic.name: topic for topic in topics},
+        )
+    except (KeyError, TypeError):
+        raise ProtocolError(f"{url} is not nsqd: its /stats has other members") from None
+
+
+def _read_topic(topic: dict[str, Any]) -> Topic:
+    # After an unclean stop nsqd can report negative depths: they count as 0.
+    channels = tuple(
+        Channel(
+            name=channel["channel_name"],
+            paused=channel["paused"],
+            depth=max(0, channel["depth"]),
+            in_flight=max(0, channel["in_flight_count"]),
+            deferred=max(0, channel["deferred_count"]),
+            clients=channel["client_count"],
+        )
+        for channel in topic["channels"] or ()
+    )
+    return Topic(topic["topic_name"], topic["paused"], max(0, topic["depth"]), topic["message_count"], channels)

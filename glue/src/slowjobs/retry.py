@@ -1,0 +1,45 @@
+"""Waiting: for a server that is away, and before a request is tried again."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+import tenacity
+
+if TYPE_CHECKING:
+    from slowjobs import settings
+
+log = structlog.get_logger()
+
+#: seconds; nsqd's --max-req-timeout is 15 min, and it shortens longer delays silently.
+MAX_DELAY_SECONDS = 890.0
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 5.0
+_LOG_EVERY_SECONDS = 60.0
+
+
+def delay_milliseconds(retry: settings.Retry, attempt: int) -> int:
+    """Draw the delay before the next try: full jitter, ``uniform(0, min(cap, base * 2**attempt))``."""
+    longest = min(retry.cap_seconds, retry.base_seconds * 2 ** min(attempt, 32), MAX_DELAY_SECONDS)
+    return int(random.uniform(0, longest) * 1000)  # noqa: S311 - jitter, no secret
+
+
+def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetrying:
+    """Retry for ever while ``server`` fails with ``errors``: after 0.5 s doubling to 5 s, logged once a minute."""
+    logged = -_LOG_EVERY_SECONDS
+
+    def _log(state: tenacity.RetryCallState) -> None:
+        nonlocal logged
+        if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
+            logged = time.monotonic()
+            error = state.outcome.exception() if state.outcome else None
+            log.warning("server.away", server=server, error=repr(error), tries=state.attempt_number)
+
+    return tenacity.AsyncRetrying(
+        wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        retry=tenacity.retry_if_exception_type(errors),
+        before_sleep=_log,
+    )

@@ -1,0 +1,99 @@
+"""What all services share: start, stop by signal, systemd's readiness and watchdog, and the state port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Protocol
+
+import prometheus_client
+import sdnotify
+import structlog
+from aiohttp import web
+
+from slowjobs import documents
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from slowjobs import settings
+
+log = structlog.get_logger()
+
+
+class Service(Protocol):
+    """A service: ``run`` works until ``stop`` was called and everything is put away."""
+
+    async def run(self) -> None:
+        """Work; return after ``stop``."""
+
+    def stop(self) -> None:
+        """End in good order. Called a second time: end at once."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what the service says of itself on its state port."""
+
+
+async def run(service: Service, *, name: str, host: str, address: settings.Address, config: str) -> None:
+    """Run ``service`` under systemd until it is told to stop.
+
+    ``config``: the configuration in force, as settings.fingerprint gives it. Serves ``/state`` and ``/metrics`` on
+    ``address``. Raises OSError when that port is taken.
+    """
+    about = {"v": documents.VERSION, "service": name, "host": host, "config": config, "started": documents.now()}
+    systemd = sdnotify.SystemdNotifier()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, service, systemd)
+    async with _state_port(service, about, address), _watchdog(systemd):
+        systemd.notify("READY=1")
+        log.info("service.started", service=name, state_address=str(address), config=config[:12])
+        await service.run()
+    log.info("service.stopped", service=name)
+
+
+def _stop(service: Service, systemd: sdnotify.SystemdNotifier) -> None:
+    log.info("service.stopping")
+    systemd.notify("STOPPING=1")
+    service.stop()
+
+
+@contextlib.asynccontextmanager
+async def _state_port(service: Service, about: dict[str, Any], address: settings.Address) -> AsyncIterator[None]:
+    async def _state(_: web.Request) -> web.Response:
+        return web.json_response({**about, **service.state()})
+
+    async def _metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=prometheus_client.generate_latest(), headers={"Content-Type": prometheus_client.CONTENT_TYPE_LATEST}
+        )
+
+    application = web.Application()
+    application.add_routes([web.get("/state", _state), web.get("/metrics", _metrics)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, address.host, address.port).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def _watchdog(systemd: sdnotify.SystemdNotifier) -> AsyncIterator[None]:
+    """Tell systemd from the main loop that it turns, twice in each of systemd's intervals."""
+    interval = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+
+    async def _tell() -> None:
+        while True:
+            systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval / 2)
+
+    teller = asyncio.create_task(_tell()) if interval else None
+    try:
+        yield
+    finally:
+        if teller:
+            teller.cancel()

@@ -1,0 +1,357 @@
+"""What the TOML files hold, typed and checked as a whole: every mistake is named with its place, all at once.
+
+Each service has a file of its own with just what it needs (docs/architecture.md, "Configuration").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+CONFIG_DIRECTORY = Path("/etc/slowjobs")
+
+#: NSQ's limit for topic and channel names, in characters; Kafka allows more.
+NAME_PATTERN = r"^[.a-zA-Z0-9_-]{1,64}$"
+#: requests; the ledger's commit metadata holds no more positions of one lane.
+MAX_OUTSTANDING_LIMIT = 1250
+#: seconds between a task's time limit and the end of a drain, by default.
+DRAIN_MARGIN_SECONDS = 30
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Seconds = Annotated[float, Field(gt=0)]
+_HOST_PORT = re.compile(r"^(?P<host>[^:\s]+):(?P<port>\d{1,5})$")
+
+
+class ConfigurationError(Exception):
+    """A configuration file that cannot be used; ``str()`` lists every mistake with its place."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _parse_address(value: object) -> Address:
+    match = _HOST_PORT.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("expected HOST:PORT")
+    return Address(match["host"], int(match["port"]))
+
+
+AddressField = Annotated[Address, pydantic.PlainValidator(_parse_address)]
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Kind(_Section):
+    """How a request is checked, keyed and stored. ``key``: the members whose values identify it."""
+
+    type: Literal["job"]
+    key: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+class Lane(_Section):
+    """One queue: a Kafka topic in, an NSQ topic of the lane's name, a cap and one pool."""
+
+    kind: str
+    pool: Name
+    kafka_topic: str | None = None
+    weight: Annotated[int, Field(ge=1)] = 1
+    #: requests: waiting, in flight and deferred together.
+    max_outstanding: Annotated[int, Field(ge=1, le=MAX_OUTSTANDING_LIMIT)] = 1000
+    safe_to_empty: bool = False
+
+
+class Kafka(_Section):
+    """How Kafka is reached: any librdkafka properties."""
+
+    properties: dict[str, str | int | float | bool]
+    #: settings of topics that ``setup`` makes, over its own.
+    topic_config: dict[str, str | int | float | bool] = {}
+
+    @pydantic.field_validator("properties")
+    @classmethod
+    def _has_servers(cls, value: dict[str, object]) -> dict[str, object]:
+        if "bootstrap.servers" not in value:
+            raise ValueError("bootstrap.servers is missing")
+        return value
+
+
+class Postgresql(_Section):
+    """How PostgreSQL is reached; the password is a credential, never part of ``dsn``."""
+
+    dsn: str
+
+    @pydantic.field_validator("dsn")
+    @classmethod
+    def _without_password(cls, value: str) -> str:
+        if re.search(r"password\s*=|://[^/@]*:[^/@]*@", value):
+            raise ValueError("holds a password: give it as the credential postgresql_password")
+        return value
+
+
+class NsqdHost(_Section):
+    """The two ports of one nsqd: the workers' and bridge's protocol, and the HTTP API."""
+
+    tcp_address: AddressField
+    http_address: AddressField
+
+
+class Nsqd(_Section):
+    """The nsqd hosts that this service works with. ``active`` gets new requests, ``draining`` are only emptied."""
+
+    active: str
+    draining: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    hosts: dict[str, NsqdHost]
+    #: bytes; nsqd's --max-msg-size. What is larger never reaches NSQ.
+    max_message_bytes: Annotated[int, Field(gt=0)] = 1048576
+
+    @pydantic.model_validator(mode="after")
+    def _hosts_are_known(self) -> Nsqd:
+        for host in self.serving:
+            if host not in self.hosts:
+                raise ValueError(f"host {host!r} has no [nsqd.hosts.{host}]")
+        return self
+
+    @property
+    def serving(self) -> tuple[str, ...]:
+        """The hosts that hold work: the active one first."""
+        return (self.active, *self.draining)
+
+
+class ResultTopic(_Section):
+    """What persister and command line know of a pool."""
+
+    result_topic: str
+
+
+class Handler(_Section):
+    """The user's code. ``command``: argv of a program, run once for each request in the pool's folder."""
+
+    command: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+
+class Retry(_Section):
+    """Seconds: a retry's delay is drawn from 0 to min(``cap``, ``base`` * 2**attempt)."""
+
+    base_seconds: Seconds = 5
+    cap_seconds: Seconds = 600
+
+
+class Pool(_Section):
+    """The workers that run one handler; its name is the NSQ channel."""
+
+    name: Name
+    handler: Handler
+    result_topic: str
+    directory: Path = Path("/")
+    slots: Annotated[int, Field(ge=1)] = 1
+    task_timeout_seconds: Seconds = 300
+    drain_timeout_seconds: Seconds | None = None
+    max_attempts: Annotated[int, Field(ge=1)] = 5
+    retry: Retry = Retry()
+
+    @pydantic.field_validator("directory", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _command_exists(self) -> Pool:
+        program = self.handler.command[0]
+        found = self.directory / program if "/" in program else shutil.which(program)
+        if found is None or not os.access(found, os.X_OK):
+            raise ValueError(f"handler.command: there is no program {program!r} that can be run on this host")
+        return self
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long a stopping worker waits for what still runs."""
+        return self.drain_timeout_seconds or self.task_timeout_seconds + DRAIN_MARGIN_SECONDS
+
+
+class Service(_Section):
+    """A process of ours somewhere, for the command line: its unit's name and its state port."""
+
+    name: str
+    host: str
+    state_address: AddressField
+    pool: str | None = None
+
+
+class _Lanes(_Section):
+    """The parts that every file has."""
+
+    host: str
+    kafka: Kafka
+    kinds: dict[str, Kind]
+    lanes: dict[Name, Lane]
+
+    @pydantic.model_validator(mode="after")
+    def _lanes_fit(self) -> _Lanes:
+        mistakes = [
+            f"lanes.{name}: kind {lane.kind!r} is not among the kinds ({', '.join(self.kinds) or 'none'})"
+            for name, lane in self.lanes.items()
+            if lane.kind not in self.kinds
+        ]
+        topics: dict[str, str] = {}
+        for name in self.lanes:
+            other = topics.setdefault(self.kafka_topic(name), name)
+            if other != name:
+                mistakes.append(f"lanes.{name}: its Kafka topic {self.kafka_topic(name)!r} is already lane {other}'s")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+    def kafka_topic(self, lane: str) -> str:
+        """Return the Kafka topic whose requests are this lane's."""
+        return self.lanes[lane].kafka_topic or lane
+
+    @property
+    def lane_of_topic(self) -> dict[str, str]:
+        """``Kafka topic -> lane``."""
+        return {self.kafka_topic(name): name for name in self.lanes}
+
+
+class _PoolsOfLanes(_Lanes):
+    pools: dict[Name, ResultTopic]
+
+    @pydantic.model_validator(mode="after")
+    def _pools_exist(self) -> _PoolsOfLanes:
+        mistakes = [
+            f"lanes.{name}: pool {lane.pool!r} is not among the pools ({', '.join(self.pools) or 'none'})"
+            for name, lane in self.lanes.items()
+            if lane.pool not in self.pools
+        ]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+
+class BridgeSettings(_Lanes):
+    """``bridge.toml``."""
+
+    service: Literal["bridge"]
+    state_address: AddressField
+    nsqd: Nsqd
+
+
+class PersisterSettings(_PoolsOfLanes):
+    """``persister-requests.toml`` and ``persister-results.toml``."""
+
+    service: Literal["persister"]
+    instance: Literal["requests", "results"]
+    state_address: AddressField
+    postgresql: Postgresql
+
+
+class WorkerSettings(_Lanes):
+    """``worker-<pool>.toml``: one pool and its lane."""
+
+    service: Literal["worker"]
+    state_address: AddressField
+    nsqd: Nsqd
+    pool: Pool
+
+    @pydantic.model_validator(mode="after")
+    def _one_lane_of_this_pool(self) -> WorkerSettings:
+        if len(self.lanes) != 1:
+            raise ValueError(f"lanes: a pool serves exactly one lane, got {len(self.lanes)}: {', '.join(self.lanes)}")
+        for name, lane in self.lanes.items():
+            if lane.pool != self.pool.name:
+                raise ValueError(f"lanes.{name}: belongs to pool {lane.pool!r}, this worker's is {self.pool.name!r}")
+        return self
+
+
+class CliSettings(_PoolsOfLanes):
+    """``slowjobs.toml``: the whole site, for the command line."""
+
+    service: Literal["cli"]
+    postgresql: Postgresql
+    nsqd: Nsqd
+    services: Annotated[tuple[Service, ...], Field(strict=False)] = ()
+
+
+AnySettings = BridgeSettings | PersisterSettings | WorkerSettings | CliSettings
+_ADAPTER: pydantic.TypeAdapter[AnySettings] = pydantic.TypeAdapter(
+    Annotated[AnySettings, Field(discriminator="service")]
+)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Secrets, read from files that systemd or root alone can read. ``repr()`` shows none of them."""
+
+    kafka: dict[str, str]
+    postgresql_password: str | None
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+
+def load(path: Path) -> AnySettings:
+    """Read and check one file of ours, of whichever service.
+
+    Raises ConfigurationError with every mistake and its place.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    try:
+        return _ADAPTER.validate_python(document)
+    except pydantic.ValidationError as error:
+        raise ConfigurationError("\n".join(f"{path}: {line}" for line in _mistakes(error))) from error
+
+
+def _mistakes(error: pydantic.ValidationError) -> list[str]:
+    lines = []
+    for mistake in error.errors(include_url=False, include_context=False):
+        place = ".".join(str(part) for part in mistake["loc"][1:]) or "the file as a whole"
+        got = mistake["input"]
+        shown = "" if isinstance(got, dict | pydantic.BaseModel) else f" (got {got!r})"
+        lines.append(f"{place}: {mistake['msg'].removeprefix('Value error, ')}{shown}")
+    return lines
+
+
+def fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a configuration file, in hex: what a state port names as the configuration in force."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def credentials() -> Credentials:
+    """Read what systemd handed to this service, or root's own copies for the command line. Each file is optional."""
+    folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", CONFIG_DIRECTORY / "credentials"))
+    kafka = _secret(folder / "kafka.json")
+    try:
+        properties: Any = json.loads(kafka) if kafka else {}
+    except ValueError:
+        properties = None
+    if not isinstance(properties, dict):
+        raise ConfigurationError(f"{folder / 'kafka.json'}: expected a JSON object of librdkafka properties")
+    return Credentials(properties, _secret(folder / "postgresql_password"))
+
+
+def _secret(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\n")
+    except (FileNotFoundError, PermissionError):
+        return None

@@ -1,0 +1,100 @@
+"""``slowjobs setup``: makes what is missing in Kafka, NSQ and PostgreSQL, and says what it made."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from confluent_kafka.cimpl import NewTopic
+
+from slowjobs import kafka, nsq, postgres
+
+if TYPE_CHECKING:
+    from slowjobs import settings
+
+#: of request and result topics; dead letters have one, so that an offset is an id.
+_PARTITIONS = 6
+_RETENTION_MILLISECONDS = 91 * 24 * 3600 * 1000
+
+
+State = Literal["present", "missing", "made"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that has to be there. ``where``: the server that holds it."""
+
+    what: Literal["topic", "channel", "table"]
+    name: str
+    where: str
+    state: State
+
+    def as_json(self) -> dict[str, str]:
+        """Return its members."""
+        return asdict(self)
+
+
+async def setup(config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool) -> list[Item]:
+    """Make what is missing, or only say so. What is there stays as it is.
+
+    Raises confluent_kafka.KafkaException, psycopg2.Error or an error of nsq.ERRORS for a server that does not answer.
+    """
+    return [
+        *_kafka_topics(config, secrets, only_check=only_check),
+        *await _nsq_channels(config, only_check=only_check),
+        *_tables(config, secrets, only_check=only_check),
+    ]
+
+
+def _kafka_topics(config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool) -> list[Item]:
+    wanted = _wanted_topics(config)
+    client = kafka.admin(config.kafka, secrets)
+    there = client.list_topics(timeout=kafka.TIMEOUT_SECONDS).topics
+    missing = [topic for name, topic in wanted.items() if name not in there]
+    if missing and not only_check:
+        for made in client.create_topics(missing, operation_timeout=kafka.TIMEOUT_SECONDS).values():
+            made.result(timeout=kafka.TIMEOUT_SECONDS)
+    return [Item("topic", name, "kafka", _state(name in there, only_check)) for name in wanted]
+
+
+def _wanted_topics(config: settings.CliSettings) -> dict[str, NewTopic]:
+    large = {"max.message.bytes": kafka.MAX_MESSAGE_BYTES}
+    topics = [_topic(config, name, _PARTITIONS, {}) for name in config.lane_of_topic]
+    topics += [_topic(config, pool.result_topic, _PARTITIONS, large) for pool in config.pools.values()]
+    topics.append(_topic(config, kafka.DEAD_LETTERS, 1, large))
+    return {topic.topic: topic for topic in topics}
+
+
+def _topic(config: settings.CliSettings, name: str, partitions: int, ours: dict[str, int]) -> NewTopic:
+    merged = {"retention.ms": _RETENTION_MILLISECONDS, **ours, **config.kafka.topic_config}
+    # No replication factor: the cluster's own default.
+    return NewTopic(name, partitions, config={key: str(value) for key, value in merged.items()})
+
+
+async def _nsq_channels(config: settings.CliSettings, *, only_check: bool) -> list[Item]:
+    items = []
+    async with nsq.session() as session:
+        for host in config.nsqd.serving:
+            api = nsq.Api(session, config.nsqd.hosts[host].http_address)
+            topics = (await api.stats()).topics
+            for name, lane in config.lanes.items():
+                channels = {channel.name for channel in topics[name].channels} if name in topics else set()
+                there = lane.pool in channels
+                if not there and not only_check:
+                    await api.create_topic(name)
+                    await api.create_channel(name, lane.pool)
+                items.append(Item("channel", f"{name}/{lane.pool}", f"nsqd {host}", _state(there, only_check)))
+    return items
+
+
+def _tables(config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool) -> list[Item]:
+    with contextlib.closing(postgres.connect(config.postgresql, secrets, service="setup")) as connection:
+        missing = postgres.missing_tables(connection)
+        if missing and not only_check:
+            postgres.make_tables(connection)
+    return [Item("table", name, "postgresql", _state(name not in missing, only_check)) for name in postgres.TABLES]
+
+
+def _state(there: bool, only_check: bool) -> State:
+    return "present" if there else "missing" if only_check else "made"

@@ -1,0 +1,17 @@
+CREATE TABLE IF NOT EXISTS job_request (
+    kind    text        NOT NULL,
+    key     text        NOT NULL,
+    created timestamptz NOT NULL DEFAULT now(),
+    request jsonb       NOT NULL,
+    PRIMARY KEY (kind, key)
+);
+
+CREATE TABLE IF NOT EXISTS job_result (
+    kind    text        NOT NULL,
+    key     text        NOT NULL,
+    updated timestamptz NOT NULL,
+    status  text        NOT NULL,
+    hit     boolean     NOT NULL,
+    result  jsonb       NOT NULL,
+    PRIMARY KEY (kind, key)
+);
