@@ -1,0 +1,74 @@
+# `make` prints the targets. Each sets up on this machine what it needs; that takes no time where nothing is missing.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Ansible insists on UTF-8.
+export LC_ALL := C.UTF-8
+
+SCENARIO ?= nsqd site
+# Named, or molecule would look for it at the top of a git repository.
+MOLECULE := molecule --base-config $(CURDIR)/.config/molecule/config.yml
+PLAYBOOKS := site.yml $(wildcard playbooks/*.yml)
+# Python beside the glue.
+SCRIPTS := inventory molecule plugins tools
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help up deploy demo down lint check test test-unit test-integration test-acceptance molecule control artefacts
+
+help: ## Print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: ## Make the six local hosts, or start them again
+	@tools/bootstrap.sh control hosts
+	@ansible-playbook playbooks/local-up.yml
+
+deploy: artefacts ## Install everything on the inventory's hosts: ansible-playbook site.yml
+	@ansible-playbook site.yml
+
+demo: up deploy ## From nothing to results: hosts, deployment, thousands of real requests, a table
+	@python tools/demo.py
+
+down: control ## Take the local hosts away with all that is on them; image and archives stay cached
+	@ansible-playbook playbooks/local-down.yml
+
+lint: control ## Style, types and syntax of everything
+	@tools/bootstrap.sh tests
+	yamllint --strict --config-file .config/yamllint.yml .
+	ansible-lint --config-file .config/ansible-lint.yml
+	for inventory in local example; do ansible-playbook --syntax-check --inventory inventory/$$inventory/hosts.yml $(PLAYBOOKS) || exit; done
+	shellcheck .ci/run $(wildcard tools/*.sh roles/*/files/*.sh)
+	ruff check glue
+	ruff check --config .config/ruff.toml $(SCRIPTS)
+	ruff format --check glue
+	ruff format --check --config .config/ruff.toml $(SCRIPTS)
+	cd glue && mypy
+
+check: lint test-unit ## Lint and unit tests, in under 3 minutes
+
+test: lint ## All that CI runs
+	@$(MAKE) --no-print-directory molecule
+	@tools/bootstrap.sh tests
+	cd glue && pytest
+
+test-unit: control ## Tests of pure logic, without a network
+	cd glue && pytest tests/unit
+
+test-integration: artefacts ## Each service against a real nsqd, Kafka and PostgreSQL
+	@tools/bootstrap.sh tests
+	cd glue && pytest tests/integration
+
+test-acceptance: artefacts ## The services as processes, killed while work flows, and an account of all requests
+	@tools/bootstrap.sh tests
+	cd glue && pytest tests/acceptance
+
+molecule: artefacts ## Roles and site on test hosts of their own; SCENARIO=nsqd for one
+	@tools/bootstrap.sh hosts
+	@# What a run that was ended left behind.
+	@$(MOLECULE) destroy
+	@$(MOLECULE) test --no-command-borders $(addprefix --scenario-name=,$(SCENARIO))
+
+control:
+	@tools/bootstrap.sh control
+
+artefacts: control
+	@tools/bootstrap.sh artefacts
+	@ansible-playbook playbooks/artefacts.yml
