@@ -1,0 +1,180 @@
+"""What `site.yml` refuses before it changes anything: every mistake in an inventory, each with its remedy."""
+
+import copy
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PLUGIN = Path(__file__).parents[3] / "plugins" / "filter" / "site.py"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_facts", PLUGIN)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+site_facts = load()
+Site = dict[str, Any]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    (tmp_path / "check.py").touch()
+    return {
+        "directory": str(tmp_path),
+        "groups": {
+            "kafka": ["data1"],
+            "postgresql": ["data1"],
+            "nsqd": ["svc506", "svc507"],
+            "bridge": ["control1"],
+            "persister": ["control1"],
+            "worker": ["worker1", "worker2"],
+        },
+        "addresses": {
+            "data1": "10.0.0.1",
+            "control1": "10.0.0.2",
+            "svc506": "10.0.0.3",
+            "svc507": "10.0.0.4",
+            "worker1": "10.0.0.5",
+            "worker2": "10.0.0.6",
+        },
+        "nsqd_active_host": "svc506",
+        "nsqd_max_msg_timeout_seconds": {"svc506": 21600, "svc507": 21600},
+        "kafka_properties": {},
+        "postgresql_dsn": "",
+        "kinds": {"fixity": {"type": "job", "key": ["file_id"]}},
+        "pools": {
+            "fixity": {
+                "handler": {"command": ["/usr/bin/python3", "check.py"]},
+                "files": [{"src": "check.py", "dest": "check.py"}],
+                "slots": 4,
+                "result_topic": "fixity-results",
+            }
+        },
+        "lanes": {"fixity-check": {"kind": "fixity", "pool": "fixity"}},
+    }
+
+
+def test_a_sound_inventory_has_no_mistake(site: Site) -> None:
+    assert site_facts.inventory_errors(site) == []
+
+
+def test_existing_servers_are_given_by_address(site: Site) -> None:
+    site["groups"] |= {"kafka": [], "postgresql": []}
+    site["kafka_properties"] = {"bootstrap.servers": "kafka:9092", "security.protocol": "SASL_SSL"}
+    site["postgresql_dsn"] = "host=db dbname=slowjobs user=slowjobs"
+    assert site_facts.inventory_errors(site) == []
+
+
+def spoil(path: str, value: object) -> Callable[[Site], None]:
+    """Set one member, named by its path; None takes it out."""
+
+    def change(site: Site) -> None:
+        *way, last = path.split("/")
+        place = site
+        for step in way:
+            place = place[step]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+
+    return change
+
+
+MISTAKES = {
+    "two bridges": (spoil("groups/bridge", ["control1", "worker1"]), "group bridge: got 2 hosts"),
+    "no worker": (spoil("groups/worker", []), "group worker: got no host"),
+    "no address": (spoil("addresses/worker1", None), "worker1: slowjobs_address: got ''"),
+    "a name for an address": (spoil("addresses/worker1", "worker1"), "worker1: slowjobs_address: got 'worker1'"),
+    "one address twice": (spoil("addresses/worker1", "10.0.0.6"), "which is worker1's, too"),
+    "an active host elsewhere": (spoil("nsqd_active_host", "svc508"), "nsqd_active_host: got 'svc508'"),
+    "Kafka twice": (spoil("kafka_properties/bootstrap.servers", "kafka:9092"), "wanted one of the two"),
+    "no Kafka": (spoil("groups/kafka", []), "group kafka is empty"),
+    "PostgreSQL twice": (spoil("postgresql_dsn", "host=db"), "slowjobs_postgresql_dsn: got 'host=db'"),
+    "no PostgreSQL": (spoil("groups/postgresql", []), "group postgresql is empty"),
+    "a password in the open": (spoil("kafka_properties/sasl.password", "x"), "slowjobs_kafka_secret_properties"),
+    "a key's password in the open": (spoil("kafka_properties/ssl.key.password", "x"), "Move it to"),
+    "a password in the DSN": (spoil("postgresql_dsn", "host=db password=x"), "Move it to slowjobs_postgresql_password"),
+    "a password in the URL": (
+        spoil("postgresql_dsn", "postgresql://u:x@db/s"),
+        "Move it to slowjobs_postgresql_password",
+    ),
+    "an unknown type": (spoil("kinds/fixity/type", "ingest"), "slowjobs_kinds.fixity.type: got 'ingest'"),
+    "a key that is no list": (spoil("kinds/fixity/key", "file_id"), "slowjobs_kinds.fixity.key: got 'file_id'"),
+    "a lane without a kind": (spoil("lanes/fixity-check/kind", "nope"), "fixity-check.kind: got 'nope'"),
+    "a lane without a pool": (spoil("lanes/fixity-check/pool", None), "fixity-check.pool: got None, wanted one of"),
+    "a name NSQ refuses": (spoil("lanes/fixity check", {"kind": "fixity", "pool": "fixity"}), "lane's name is its NSQ"),
+    "a topic for two lanes": (
+        spoil("lanes/b", {"kind": "fixity", "pool": "fixity", "kafka_topic": "fixity-check"}),
+        "which is lane b's, too",
+    ),
+    "a pool for two lanes": (spoil("lanes/b", {"kind": "fixity", "pool": "fixity"}), "got 2 lanes (b, fixity-check)"),
+    "too much outstanding": (spoil("lanes/fixity-check/max_outstanding", 1251), "wanted 1 to 1250 requests"),
+    "a misspelt member of a lane": (spoil("lanes/fixity-check/wait", 1), "fixity-check.wait: unknown member"),
+    "a pool without a lane": (spoil("lanes", {}), "no lane of slowjobs_lanes names it"),
+    "a pool without a command": (spoil("pools/fixity/handler", None), "fixity.handler.command: got None"),
+    "a command that is no list": (spoil("pools/fixity/handler/command", "python3 x"), "got 'python3 x', wanted a list"),
+    "no result topic": (spoil("pools/fixity/result_topic", None), "fixity.result_topic: got None"),
+    "results on a lane's topic": (spoil("pools/fixity/result_topic", "fixity-check"), "lane fixity-check's own"),
+    "no slot": (spoil("pools/fixity/slots", 0), "fixity.slots: got 0"),
+    "a limit that is no number": (spoil("pools/fixity/task_timeout_seconds", "5m"), "got '5m', wanted seconds"),
+    "a file that is not there": (
+        spoil("pools/fixity/files", [{"src": "no.py", "dest": "a"}]),
+        "got 'no.py', wanted a file",
+    ),
+    "a file outside": (
+        spoil("pools/fixity/files", [{"src": "check.py", "dest": "../a"}]),
+        "wanted a path inside the pool's own folder",
+    ),
+    "a host that is no worker": (spoil("pools/fixity/hosts", ["data1"]), "fixity.hosts: got data1"),
+    "more slots than allowed": (spoil("pools/fixity/max_concurrent", 7), "8 in all, wanted at most max_concurrent, 7"),
+    "a pool that outlasts nsqd's limit": (
+        spoil("pools/fixity/task_timeout_seconds", 9870),
+        "got 21600, wanted more than 21600",
+    ),
+    "a port taken on its host": (spoil("groups/persister", ["worker1"]), None),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_with_its_place_and_remedy(site: Site, name: str) -> None:
+    change, message = MISTAKES[name]
+    change(site)
+    if message is None:
+        site["pools"]["fixity"]["state_port"] = 9302
+        message = "slowjobs_pools.fixity.state_port: got 9302, which persister requests uses on worker1"
+    assert any(message in error for error in site_facts.inventory_errors(site)), site_facts.inventory_errors(site)
+
+
+def test_two_pools_on_one_host_need_two_state_ports(site: Site) -> None:
+    site["pools"]["other"] = {**copy.deepcopy(site["pools"]["fixity"]), "hosts": ["worker2"]}
+    site["lanes"]["other"] = {"kind": "fixity", "pool": "other"}
+    assert site_facts.inventory_errors(site) == [
+        "slowjobs_pools.other.state_port: got 9310, which pool fixity uses on worker2, too. Give it a state_port of its own."
+    ]
+    site["pools"]["other"]["state_port"] = 9311
+    assert site_facts.inventory_errors(site) == []
+
+
+def test_all_mistakes_are_told_at_once(site: Site) -> None:
+    site["lanes"]["fixity-check"]["pool"] = "nope"
+    site["nsqd_active_host"] = "nope"
+    assert len(site_facts.inventory_errors(site)) > 2
+
+
+@pytest.mark.parametrize("value", [None, "", "CHANGE ME", "changeme", "<password>", "xxx"])
+def test_the_text_of_an_example_is_no_secret(value: object) -> None:
+    assert site_facts.is_placeholder(value)
+
+
+def test_a_secret_is_a_secret() -> None:
+    assert not site_facts.is_placeholder("3xample-0f-one")

@@ -1,0 +1,292 @@
+"""The facts of the whole site: which worker host runs which pool, and what is wrong with an inventory."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+#: A pool's state port unless it names another.
+STATE_PORT = 9310
+#: seconds; the worker's own defaults, for the sum that nsqd's limit must exceed.
+TASK_TIMEOUT_SECONDS = 300
+PARK_LIMIT_SECONDS = 1800
+DELIVERY_MARGIN_SECONDS = 60
+#: requests; the ledger's commit holds no more positions of one lane.
+MAX_OUTSTANDING_LIMIT = 1250
+
+_NSQ_NAME = re.compile(r"[.a-zA-Z0-9_-]{1,64}")
+_KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_SECRET_PROPERTY = re.compile(r"password|secret|jaas|\.pem$", re.IGNORECASE)
+_DSN_PASSWORD = re.compile(r"password\s*=|://[^/@\s]*:[^/@\s]*@")
+_PLACEHOLDER = re.compile(r"change.?me|replace.?me|placeholder|^(example|password|secret|x+|<.*>)$", re.IGNORECASE)
+
+_KIND_MEMBERS = {"type", "key"}
+_LANE_MEMBERS = {"kind", "pool", "kafka_topic", "weight", "max_outstanding", "safe_to_empty"}
+_POOL_MEMBERS = {
+    "handler", "files", "slots", "hosts", "max_concurrent", "state_port", "task_timeout_seconds",
+    "drain_timeout_seconds", "max_attempts", "retry", "result_topic",
+}  # fmt: skip
+#: What else listens on a host, by group.
+_PORTS = {
+    "kafka": {9092: "Kafka", 9093: "Kafka's controller"},
+    "postgresql": {5432: "PostgreSQL"},
+    "nsqd": {4150: "nsqd", 4151: "nsqd's HTTP API"},
+    "bridge": {9301: "the bridge"},
+    "persister": {9302: "persister requests", 9303: "persister results"},
+}
+_OUR_GROUPS = ("kafka", "postgresql", "nsqd", "bridge", "persister", "worker")
+
+Site = Mapping[str, Any]
+
+
+def pool_instances(pools: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, object]]:
+    """Return one item for each pool and host that runs it."""
+    return [
+        {"pool": name, "host": host, "slots": pool.get("slots", 1), "state_port": pool.get("state_port", STATE_PORT)}
+        for name, pool in sorted(pools.items())
+        for host in pool.get("hosts", hosts)
+    ]
+
+
+def _list(names: object) -> str:
+    return ", ".join(sorted(map(str, names))) or "none"  # type: ignore[call-overload]
+
+
+def _whole(value: object, low: int, high: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _unknown_members(place: str, given: Mapping[str, Any], known: set[str]) -> Iterator[str]:
+    for member in sorted(set(given) - known):
+        yield f"{place}.{member}: unknown member; wanted some of {_list(known)}. Correct its spelling or take it out."
+
+
+def _hosts(site: Site) -> Iterator[str]:
+    groups, addresses = site["groups"], site["addresses"]
+    if len(groups["bridge"]) != 1:
+        yield (
+            f"group bridge: got {len(groups['bridge'])} hosts ({_list(groups['bridge'])}), wanted exactly one, the control "
+            "host: a second bridge would fence the first. Leave one in the group."
+        )
+    for group in ("persister", "worker", "nsqd"):
+        if not groups[group]:
+            yield f"group {group}: got no host, wanted at least one. Put a host into it in hosts.yml."
+    seen: dict[str, str] = {}
+    for host in sorted({host for group in _OUR_GROUPS for host in groups[group]}):
+        address = str(addresses.get(host) or "")
+        try:
+            ipaddress.IPv4Address(address)
+        except ValueError:
+            yield (
+                f"{host}: slowjobs_address: got {address!r}, wanted the IPv4 address that its services bind to and the other "
+                "hosts connect to. Give it in hosts.yml or host_vars."
+            )
+            continue
+        other = seen.setdefault(address, host)
+        if other != host:
+            yield f"{host}: slowjobs_address: got {address}, which is {other}'s, too. Give each host its own."
+
+
+def _nsqd(site: Site) -> Iterator[str]:
+    active = site["nsqd_active_host"]
+    if active not in site["groups"]["nsqd"]:
+        yield (
+            f"nsqd_active_host: got {active!r}, wanted a host of group nsqd ({_list(site['groups']['nsqd'])}). "
+            "It stands alone in group_vars/all/nsqd_active_host.yml."
+        )
+    for host, limit in sorted(site["nsqd_max_msg_timeout_seconds"].items()):
+        for name, pool in sorted(site["pools"].items()):
+            task = pool.get("task_timeout_seconds", TASK_TIMEOUT_SECONDS)
+            if not isinstance(task, int | float):
+                continue
+            longest = 2 * task + PARK_LIMIT_SECONDS + DELIVERY_MARGIN_SECONDS
+            if limit <= longest:
+                yield (
+                    f"{host}: nsqd_max_msg_timeout_seconds: got {limit}, wanted more than {longest} (twice pool {name}'s "
+                    f"task_timeout_seconds, {task}, and {PARK_LIMIT_SECONDS} + {DELIVERY_MARGIN_SECONDS}): nsqd would give a "
+                    "request that still runs to a second worker. Raise it, or lower the pool's limit."
+                )
+
+
+def _servers(site: Site) -> Iterator[str]:
+    for group, variable, given in (
+        ("kafka", "slowjobs_kafka_properties['bootstrap.servers']", site["kafka_properties"].get("bootstrap.servers")),
+        ("postgresql", "slowjobs_postgresql_dsn", site["postgresql_dsn"]),
+    ):
+        if given and site["groups"][group]:
+            yield (
+                f"{variable}: got {given!r} beside hosts in group {group} ({_list(site['groups'][group])}), wanted one of "
+                "the two. Empty the group to use what exists, or take the variable out."
+            )
+        if not given and not site["groups"][group]:
+            yield (
+                f"{variable}: got nothing, and group {group} is empty; wanted one of the two. Give the variable to use what "
+                "exists, or put a host into the group."
+            )
+
+
+def _secrets(site: Site) -> Iterator[str]:
+    for name in sorted(site["kafka_properties"]):
+        if _SECRET_PROPERTY.search(name):
+            yield (
+                f"slowjobs_kafka_properties[{name!r}]: a secret in a plain property would stand in files that others read. "
+                "Move it to slowjobs_kafka_secret_properties, its value in a vault file."
+            )
+    if _DSN_PASSWORD.search(site["postgresql_dsn"]):
+        yield (
+            "slowjobs_postgresql_dsn: it holds a password, which would stand in files that others read. "
+            "Move it to slowjobs_postgresql_password, its value in a vault file."
+        )
+
+
+def _kinds(site: Site) -> Iterator[str]:
+    for name, kind in sorted(site["kinds"].items()):
+        place = f"slowjobs_kinds.{name}"
+        yield from _unknown_members(place, kind, _KIND_MEMBERS)
+        if kind.get("type") != "job":
+            yield f"{place}.type: got {kind.get('type')!r}, wanted job."
+        key = kind.get("key")
+        if not isinstance(key, list) or not key or not all(isinstance(member, str) and member for member in key):
+            yield f"{place}.key: got {key!r}, wanted a list of the request's members that identify it, such as [file_id]."
+
+
+def _lanes(site: Site) -> Iterator[str]:
+    topics: dict[str, str] = {}
+    for name, lane in sorted(site["lanes"].items()):
+        place = f"slowjobs_lanes.{name}"
+        if not _NSQ_NAME.fullmatch(name):
+            yield f"{place}: a lane's name is its NSQ topic: wanted 1 to 64 of the characters .a-zA-Z0-9_-. Rename it."
+        yield from _unknown_members(place, lane, _LANE_MEMBERS)
+        for member, known in (("kind", site["kinds"]), ("pool", site["pools"])):
+            if lane.get(member) not in known:
+                yield (
+                    f"{place}.{member}: got {lane.get(member)!r}, wanted one of slowjobs_{member}s ({_list(known)}). "
+                    f"Name one of these, or add the {member} there."
+                )
+        topic = lane.get("kafka_topic", name)
+        if not isinstance(topic, str) or not _KAFKA_NAME.fullmatch(topic):
+            yield f"{place}.kafka_topic: got {topic!r}, wanted 1 to 249 of the characters a-zA-Z0-9._-."
+            continue
+        other = topics.setdefault(topic, name)
+        if other != name:
+            yield f"{place}.kafka_topic: got {topic}, which is lane {other}'s, too; wanted one topic for each lane."
+        if not _whole(lane.get("max_outstanding", 1), 1, MAX_OUTSTANDING_LIMIT):
+            yield f"{place}.max_outstanding: got {lane['max_outstanding']!r}, wanted 1 to {MAX_OUTSTANDING_LIMIT} requests."
+        if not _whole(lane.get("weight", 1), 1):
+            yield f"{place}.weight: got {lane['weight']!r}, wanted a whole number from 1."
+
+
+def _pools(site: Site) -> Iterator[str]:
+    topics = {lane.get("kafka_topic", name): name for name, lane in site["lanes"].items()}
+    for name, pool in sorted(site["pools"].items()):
+        place = f"slowjobs_pools.{name}"
+        if not _NSQ_NAME.fullmatch(name):
+            yield f"{place}: a pool's name is its NSQ channel: wanted 1 to 64 of the characters .a-zA-Z0-9_-. Rename it."
+        yield from _unknown_members(place, pool, _POOL_MEMBERS)
+        lanes = [lane for lane, facts in site["lanes"].items() if facts.get("pool") == name]
+        if not lanes:
+            yield f"{place}: no lane of slowjobs_lanes names it: its workers would wait for ever. Add a lane, or take it out."
+        if len(lanes) > 1:
+            yield (
+                f"{place}: got {len(lanes)} lanes ({_list(lanes)}), and a worker serves one. Give each lane a pool of its own."
+            )
+        command = (pool.get("handler") or {}).get("command")
+        if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
+            yield (
+                f"{place}.handler.command: got {command!r}, wanted a list: the program and its arguments, "
+                "such as [/usr/bin/python3, check.py]."
+            )
+        result_topic = pool.get("result_topic")
+        if not isinstance(result_topic, str) or not _KAFKA_NAME.fullmatch(result_topic):
+            yield f"{place}.result_topic: got {result_topic!r}, wanted the Kafka topic for its results."
+        elif result_topic in topics:
+            yield f"{place}.result_topic: got {result_topic}, which is lane {topics[result_topic]}'s own Kafka topic."
+        yield from _pool_figures(place, pool)
+        yield from _pool_files(place, pool, site["directory"])
+        yield from _pool_hosts(place, pool, site["groups"]["worker"])
+
+
+def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
+    for member in ("slots", "max_concurrent", "max_attempts"):
+        if member in pool and not _whole(pool[member], 1):
+            yield f"{place}.{member}: got {pool[member]!r}, wanted a whole number from 1."
+    figures = {**pool, **{f"retry.{name}": value for name, value in pool.get("retry", {}).items()}}
+    for member, value in figures.items():
+        if member.endswith("_seconds") and (not isinstance(value, int | float) or value <= 0):
+            yield f"{place}.{member}: got {value!r}, wanted seconds, more than 0."
+    if not _whole(pool.get("state_port", STATE_PORT), 1024, 65535):
+        yield f"{place}.state_port: got {pool['state_port']!r}, wanted a port from 1024 to 65535."
+
+
+def _pool_files(place: str, pool: Mapping[str, Any], directory: str) -> Iterator[str]:
+    for number, file in enumerate(pool.get("files", [])):
+        source, target = file.get("src"), file.get("dest")
+        if not isinstance(source, str) or not (Path(directory) / source).is_file():
+            yield f"{place}.files[{number}].src: got {source!r}, wanted a file, seen from the inventory's folder ({directory})."
+        if not isinstance(target, str) or Path(target).is_absolute() or ".." in Path(target).parts:
+            yield f"{place}.files[{number}].dest: got {target!r}, wanted a path inside the pool's own folder."
+
+
+def _pool_hosts(place: str, pool: Mapping[str, Any], workers: Sequence[str]) -> Iterator[str]:
+    hosts = pool.get("hosts", workers)
+    strangers = sorted(set(hosts) - set(workers))
+    if strangers:
+        yield f"{place}.hosts: got {_list(strangers)}, wanted hosts of group worker ({_list(workers)})."
+    if not hosts:
+        yield f"{place}.hosts: got none, so that nothing would run it. Name hosts, or take the member out for the whole group."
+    slots, limit = pool.get("slots", 1), pool.get("max_concurrent")
+    if _whole(slots, 1) and _whole(limit, 1) and slots * len(hosts) > limit:
+        yield (
+            f"{place}: got {slots} slots on each of {len(hosts)} hosts, {slots * len(hosts)} in all, "
+            f"wanted at most max_concurrent, {limit}. Lower slots or name fewer hosts."
+        )
+
+
+def _ports(site: Site) -> Iterator[str]:
+    groups = site["groups"]
+    used: dict[tuple[str, object], str] = {
+        (host, port): owner for group, ports in _PORTS.items() for host in groups[group] for port, owner in ports.items()
+    }
+    for instance in pool_instances(site["pools"], groups["worker"]):
+        pool, host, port = f"{instance['pool']}", f"{instance['host']}", instance["state_port"]
+        other = used.setdefault((host, port), f"pool {pool}")
+        if other != f"pool {pool}":
+            yield (
+                f"slowjobs_pools.{pool}.state_port: got {port}, which {other} uses on {host}, too. "
+                "Give it a state_port of its own."
+            )
+
+
+#: In the order in which a person would mend them.
+RULES: tuple[Callable[[Site], Iterator[str]], ...] = (
+    _hosts, _nsqd, _servers, _secrets, _kinds, _lanes, _pools, _ports,
+)  # fmt: skip
+
+
+def inventory_errors(site: Site) -> list[str]:
+    """Return every mistake in an inventory: where, what was got, what was wanted, what to do. Empty if there is none."""
+    mistyped = [
+        f"slowjobs_{name}: got {site[name]!r}, wanted a mapping from names to their members."
+        for name in ("kinds", "pools", "lanes")
+        if not isinstance(site[name], Mapping) or not all(isinstance(value, Mapping) for value in site[name].values())
+    ]
+    return mistyped or [error for rule in RULES for error in rule(site)]
+
+
+def is_placeholder(value: object) -> bool:
+    """Tell whether a secret is empty or still the text of an example."""
+    return not isinstance(value, str) or not value or _PLACEHOLDER.search(value) is not None
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, object]:
+        return {
+            "pool_instances": pool_instances,
+            "inventory_errors": inventory_errors,
+            "is_placeholder": is_placeholder,
+        }
