@@ -1,0 +1,56 @@
+#!/usr/bin/python3
+"""Wait until a Kafka broker answers: kafka-answers ADDRESS PORT SECONDS.
+
+Asks for the cluster's metadata, which names a broker only once it has joined its cluster. Exit 0 then, 1 when the time is over.
+Kafka's own tools would do, but each is a JVM of a second or two.
+"""
+
+import socket
+import struct
+import sys
+import time
+
+#: seconds between two tries
+INTERVAL = 0.1
+#: seconds that one answer may take
+TIMEOUT = 5.0
+#: the protocol's number of the request Metadata; version 1 is understood by every release so far
+METADATA, VERSION = 3, 1
+
+
+def brokers(address: str, port: int) -> int:
+    """How many brokers the cluster has, in the answer of the one at this address."""
+    with socket.create_connection((address, port), timeout=TIMEOUT) as connection:
+        # Header: request, version, correlation id, no client id; body: an empty list of topics.
+        request = struct.pack(">hhihi", METADATA, VERSION, 1, -1, 0)
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        # Correlation id, then the length of the list of brokers, behind the length of the whole.
+        answer = b""
+        while len(answer) < 12:
+            part = connection.recv(12 - len(answer))
+            if not part:
+                raise ConnectionError("the connection was closed without an answer")
+            answer += part
+    _, correlation, count = struct.unpack(">iii", answer)
+    if correlation != 1:
+        raise ConnectionError("what answers there is not Kafka")
+    return int(count)
+
+
+def main() -> None:
+    address, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if brokers(address, port) > 0:
+                return
+            problem = "it has not joined its cluster"
+        except OSError as error:
+            problem = str(error)
+        if time.monotonic() > deadline:
+            sys.exit(f"no answer of a broker at {address}:{port} after {seconds:g} s: {problem}")
+        time.sleep(INTERVAL)
+
+
+if __name__ == "__main__":
+    main()
