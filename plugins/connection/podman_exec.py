@@ -21,7 +21,7 @@ author: the slowjobs project
 short_description: Run tasks in a local podman container, pipelined
 description:
   - Runs commands as root in a running container with C(podman exec --interactive).
-  - Files are copied through the same channel, so mounts inside the container (C(/tmp), C(/run)) are seen as they are there.
+  - Files are copied through the same channel, so mounts inside the container such as C(/tmp) are seen as they are.
 extends_documentation_fragment:
   - connection_pipelining
 options:
@@ -91,4 +91,5 @@ class Connection(ConnectionBase):
         Path(out_path).write_bytes(content)
 
     def close(self) -> None:
+        """Note that the connection is not in use; there is nothing to close."""
         self._connected = False
