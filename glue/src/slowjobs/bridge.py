@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import aiohttp
-    import confluent_kafka
 
     from slowjobs import settings
 
@@ -95,9 +94,6 @@ class Bridge:
             config.kafka_topic(name): _Lane(name, lane, config.kinds[lane.kind]) for name, lane in config.lanes.items()
         }
         self._read = asyncio.Event()
-        #: partitions that a poll, in its own thread, found to be new or gone.
-        self._assigned: list[confluent_kafka.TopicPartition] = []
-        self._revoked: list[confluent_kafka.TopicPartition] = []
         #: (topic, partition) -> the next offset; published, and not committed yet.
         self._done: dict[tuple[str, int], int] = {}
 
@@ -122,7 +118,7 @@ class Bridge:
 
     async def run(self) -> None:
         """Work until ``stop``. Raises kafka.FencedError (in a group) when another bridge has taken over."""
-        consumer = kafka.consumer(self._config.kafka, self._secrets, group=GROUP)
+        consumer = kafka.Consumer(self._config.kafka, self._secrets, group=GROUP, topics=list(self._lanes))
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=GROUP)
         try:
             async with nsq.session() as session, asyncio.TaskGroup() as tasks:
@@ -136,51 +132,32 @@ class Bridge:
             await self._commit(consumer)
         finally:
             await producer.close()
-            await asyncio.to_thread(consumer.close)
+            await consumer.close()
 
-    # Kafka: every call of the consumer is made from here, one after another.
+    # Kafka
 
-    async def _consume(self, consumer: confluent_kafka.Consumer) -> None:
-        consumer.subscribe(
-            list(self._lanes),
-            on_assign=lambda _, partitions: self._assigned.extend(partitions),
-            on_revoke=lambda _, partitions: self._revoked.extend(partitions),
-            on_lost=lambda _, partitions: self._revoked.extend(partitions),
-        )
+    async def _consume(self, consumer: kafka.Consumer) -> None:
         while not self._stopping:
-            fetched = await asyncio.to_thread(_poll, consumer)
-            self._follow_rebalance()
-            for record in kafka.records(fetched):
+            fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
+            self._drop(consumer.lost())
+            for record in fetched:
                 self._lanes[record.position.topic].add(record)
-            self._hold_back(consumer)
+            for lane in self._lanes.values():
+                lane.held_back = lane.full or (lane.held_back and not lane.low)
+            consumer.hold_back({topic for topic, lane in self._lanes.items() if lane.held_back})
             await self._commit(consumer)
 
-    def _follow_rebalance(self) -> None:
-        gone = {(partition.topic, partition.partition) for partition in self._revoked}
-        if gone or self._assigned:
-            log.info("bridge.partitions", assigned=len(self._assigned), revoked=len(gone))
-        for partition in self._assigned:
-            self._lanes[partition.topic].held_back = False  # a new partition comes without its lane's pause
-        for lane in self._lanes.values():
-            lane.drop(gone)
-        self._done = {partition: offset for partition, offset in self._done.items() if partition not in gone}
-        self._assigned, self._revoked = [], []
+    def _drop(self, partitions: set[tuple[str, int]]) -> None:
+        if partitions:
+            for lane in self._lanes.values():
+                lane.drop(partitions)
+            self._done = {where: offset for where, offset in self._done.items() if where not in partitions}
 
-    def _hold_back(self, consumer: confluent_kafka.Consumer) -> None:
-        """Let Kafka send no more of a lane that is full here, and go on with one that has run low."""
-        for topic, lane in self._lanes.items():
-            if lane.full and not lane.held_back:
-                consumer.pause([p for p in consumer.assignment() if p.topic == topic])
-                lane.held_back = True
-            elif lane.held_back and lane.low:
-                consumer.resume([p for p in consumer.assignment() if p.topic == topic])
-                lane.held_back = False
-
-    async def _commit(self, consumer: confluent_kafka.Consumer) -> None:
+    async def _commit(self, consumer: kafka.Consumer) -> None:
         if not self._done:
             return
         done, self._done = self._done, {}
-        if not await asyncio.to_thread(kafka.commit, consumer, done):
+        if not await consumer.commit(done):
             self._done = {**done, **self._done}
 
     # nsqd
@@ -256,12 +233,6 @@ class Bridge:
         body = documents.write_assignment(kinds.parse(raw, lane.kind), position)
         kinds.check_size(body, self._config.nsqd.max_message_bytes)
         return body
-
-
-def _poll(consumer: confluent_kafka.Consumer) -> list[confluent_kafka.Message]:
-    """Return what is there, at once; wait only when there is nothing."""
-    first = consumer.poll(_POLL_SECONDS)
-    return [] if first is None else [first, *consumer.consume(_FETCHED_REQUESTS - 1, 0)]
 
 
 def _outstanding(readings: Iterable[nsq.Stats], lane: _Lane) -> int:

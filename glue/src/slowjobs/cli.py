@@ -160,7 +160,7 @@ def worker_command(pool: str, path: Path | None) -> None:
 @_json_option
 @_site_option
 def setup_command(path: Path, *, only_check: bool, as_json: bool) -> None:
-    r"""Make what is missing: Kafka topics, NSQ topics and channels, tables.
+    """Make what is missing: Kafka topics, NSQ topics and channels, tables.
 
     \b
     Examples:
@@ -188,7 +188,7 @@ def setup_command(path: Path, *, only_check: bool, as_json: bool) -> None:
 @_json_option
 @_site_option
 def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
-    r"""Prove the configuration and every connection.
+    """Prove the configuration and every connection.
 
     \b
     Examples:
@@ -213,7 +213,7 @@ def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
 @_json_option
 @_site_option
 def status_command(path: Path, *, as_json: bool) -> None:
-    r"""Show lanes, nsqd hosts, workers and services. Exit 1 when something does not answer.
+    """Show lanes, nsqd hosts, workers and services. Exit 1 when something does not answer.
 
     \b
     Examples:
@@ -242,7 +242,7 @@ def status_command(path: Path, *, as_json: bool) -> None:
 @_json_option
 @_site_option
 def enqueue_command(path: Path, lane: str, file: Path, rejects: Path | None, *, as_json: bool) -> None:
-    r"""Send each line of FILE (JSON lines; - for standard input) to LANE as a request.
+    """Send each line of FILE (JSON lines; - for standard input) to LANE as a request.
 
     Each line is checked first; one that the lane's kind does not accept goes to the rejects file. Exit 1 if any did.
 
@@ -318,7 +318,7 @@ def dead_group() -> None:
 @_json_option
 @_site_option
 def dead_list_command(path: Path, lane: str | None, reason: str | None, limit: int, *, as_json: bool) -> None:
-    r"""List dead letters, the newest last, and count them by reason.
+    """List dead letters, the newest last, and count them by reason.
 
     \b
     Examples:

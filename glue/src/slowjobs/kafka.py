@@ -120,34 +120,6 @@ class FencedError(Exception):
     """Another instance of the same service has taken over this one's place in its consumer group."""
 
 
-def consumer(kafka: settings.Kafka, secrets: settings.Credentials, *, group: str) -> confluent_kafka.Consumer:
-    """Return a consumer of which one instance runs: classic protocol, static membership, commits by hand.
-
-    A second instance fences the first. A new group begins at the earliest request: nothing that waits is skipped.
-    """
-    return confluent_kafka.Consumer(
-        properties(
-            kafka,
-            secrets,
-            **{
-                "client.id": group,
-                "group.id": group,
-                "group.instance.id": group,
-                "group.protocol": "classic",
-                "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 45000,
-                "auto.offset.reset": "earliest",
-                "enable.auto.commit": False,
-                "queued.max.messages.kbytes": _FETCH_AHEAD_KIBIBYTES,
-                "fetch.message.max.bytes": 4 * 1024 * 1024,
-                "fetch.wait.max.ms": 100,
-                "topic.metadata.refresh.interval.ms": 30000,
-                "allow.auto.create.topics": False,
-            },
-        )
-    )
-
-
 @dataclass(frozen=True)
 class Record:
     """A message as it was consumed. ``created``: when it was produced; ``value`` is empty where there is none."""
@@ -164,7 +136,117 @@ class Record:
         return cls(position, message.value() or b"", datetime.fromtimestamp(milliseconds / 1000, UTC))
 
 
-def records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
+class Consumer:
+    """The one member of a consumer group: classic protocol, static membership, commits by hand.
+
+    A second instance fences the first. A new group begins at the earliest message: nothing that waits is skipped.
+    Calls are made one after another, from one task.
+    """
+
+    def __init__(
+        self, kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, topics: Sequence[str]
+    ) -> None:
+        self._topics = list(topics)
+        self._held_back: set[str] = set()
+        #: what the last ``fetch``, in its own thread, was told of partitions that came or went.
+        self._assigned: list[confluent_kafka.TopicPartition] = []
+        self._revoked: list[confluent_kafka.TopicPartition] = []
+        self._joined = False
+        self._consumer = confluent_kafka.Consumer(
+            properties(
+                kafka,
+                secrets,
+                **{
+                    "client.id": group,
+                    "group.id": group,
+                    "group.instance.id": group,
+                    "group.protocol": "classic",
+                    "partition.assignment.strategy": "cooperative-sticky",
+                    "session.timeout.ms": 45000,
+                    "auto.offset.reset": "earliest",
+                    "enable.auto.commit": False,
+                    "queued.max.messages.kbytes": _FETCH_AHEAD_KIBIBYTES,
+                    "fetch.message.max.bytes": 4 * 1024 * 1024,
+                    "fetch.wait.max.ms": 100,
+                    "topic.metadata.refresh.interval.ms": 30000,
+                    "allow.auto.create.topics": False,
+                },
+            )
+        )
+        self._subscribe()
+
+    async def fetch(self, count: int, *, wait_seconds: float, gather_seconds: float = 0) -> list[Record]:
+        """Return at most ``count`` messages.
+
+        Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. Raises FencedError.
+        """
+        fetched = await asyncio.to_thread(self._fetch, count, wait_seconds, gather_seconds)
+        self._follow_rebalance()
+        # What an earlier configuration subscribed to can come first: Kafka remembers this member by its name.
+        return [record for record in _records(fetched) if record.position.topic in self._topics]
+
+    def lost(self) -> set[tuple[str, int]]:
+        """Return the partitions that went since the last call: what of them is not committed will come again."""
+        lost = {(partition.topic, partition.partition) for partition in self._revoked}
+        self._revoked = []
+        return lost
+
+    def hold_back(self, topics: set[str]) -> None:
+        """Fetch nothing of just these topics until told otherwise; the group membership goes on."""
+        for change, call in (
+            (topics - self._held_back, self._consumer.pause),
+            (self._held_back - topics, self._consumer.resume),
+        ):
+            if change:
+                call([partition for partition in self._consumer.assignment() if partition.topic in change])
+        self._held_back = set(topics)
+
+    async def commit(self, offsets: Mapping[tuple[str, int], int]) -> bool:
+        """Commit ``(topic, partition) -> next offset``; return whether Kafka took it. Raises FencedError."""
+        partitions = [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in offsets.items()]
+        try:
+            await asyncio.to_thread(self._consumer.commit, offsets=partitions, asynchronous=False)
+        except confluent_kafka.KafkaException as error:
+            reason = error.args[0]
+            if reason.fatal() or reason.code() == confluent_kafka.KafkaError.FENCED_INSTANCE_ID:
+                raise FencedError(reason.str()) from error
+            log.warning("kafka.commit_failed", error=reason.str())
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Stop. Kafka keeps this member's place for its session timeout, so that a restart changes nothing."""
+        await asyncio.to_thread(self._consumer.close)
+
+    def _subscribe(self) -> None:
+        def _revoke(_: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
+            self._revoked.extend(partitions)
+
+        def _assign(_: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
+            self._assigned.extend(partitions)
+
+        self._consumer.subscribe(self._topics, on_assign=_assign, on_revoke=_revoke, on_lost=_revoke)
+
+    def _fetch(self, count: int, wait_seconds: float, gather_seconds: float) -> list[confluent_kafka.Message]:
+        first = self._consumer.poll(wait_seconds)
+        return [] if first is None else [first, *self._consumer.consume(count - 1, gather_seconds)]
+
+    def _follow_rebalance(self) -> None:
+        if not self._assigned:
+            return
+        topics = {partition.topic for partition in self._assigned}
+        log.info("kafka.assigned", partitions=len(self._assigned), topics=" ".join(sorted(topics)))
+        self._assigned = []
+        self._held_back -= topics  # a new partition comes without its topic's pause
+        if not self._joined and topics != set(self._topics):
+            # A static member that comes back gets its old partitions without a rebalance, also when it wants other
+            # topics now, and librdkafka does not notice. Subscribing anew makes it ask.
+            self._consumer.unsubscribe()
+            self._subscribe()
+        self._joined = True
+
+
+def _records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
     """Yield the messages among what ``consume`` returned; log errors. Raises FencedError for a fatal one."""
     for message in batch:
         error = message.error()
@@ -174,20 +256,6 @@ def records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
             raise FencedError(error.str())
         else:
             log.warning("kafka.consume", topic=message.topic(), code=error.name(), error=error.str())
-
-
-def commit(consumer: confluent_kafka.Consumer, offsets: Mapping[tuple[str, int], int]) -> bool:
-    """Commit ``(topic, partition) -> next offset``; return whether Kafka took it. Raises FencedError."""
-    partitions = [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-    try:
-        consumer.commit(offsets=partitions, asynchronous=False)
-    except confluent_kafka.KafkaException as error:
-        reason = error.args[0]
-        if reason.fatal() or reason.code() == confluent_kafka.KafkaError.FENCED_INSTANCE_ID:
-            raise FencedError(reason.str()) from error
-        log.warning("kafka.commit_failed", error=reason.str())
-        return False
-    return True
 
 
 def lag(

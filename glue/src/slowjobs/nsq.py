@@ -86,16 +86,24 @@ class _Stream:
         await self._writer.drain()
 
     async def frame(self) -> tuple[int, bytes]:
-        """Return the next frame's type and data, heartbeats answered on the way."""
+        """Return the next frame's type and data, heartbeats answered on the way.
+
+        Raises TimeoutError when nothing came for two of the consumer's heartbeats, not even one of them.
+        """
         while True:
-            (size,) = struct.unpack(">l", await self._reader.readexactly(4))
-            if not _FRAME_TYPE_BYTES <= size <= _MAX_FRAME_BYTES:
-                raise ProtocolError(f"a frame of {size} bytes: this is not nsqd")
-            kind, data = protocol.unpack_response(await self._reader.readexactly(size))
+            async with asyncio.timeout(2 * HEARTBEAT_SECONDS):
+                kind, data = await self._read()
             if kind == protocol.FRAME_TYPE_RESPONSE and data == b"_heartbeat_":
                 self.send(protocol.nop())
                 continue
             return kind, data
+
+    async def _read(self) -> tuple[int, bytes]:
+        (size,) = struct.unpack(">l", await self._reader.readexactly(4))
+        if not _FRAME_TYPE_BYTES <= size <= _MAX_FRAME_BYTES:
+            raise ProtocolError(f"a frame of {size} bytes: this is not nsqd")
+        kind, data = protocol.unpack_response(await self._reader.readexactly(size))
+        return kind, data
 
     async def answer(self) -> bytes:
         """Return the next response. Raises ProtocolError for an error frame."""
@@ -184,8 +192,7 @@ class Subscription:
     async def receive(self) -> Message | None:
         """Return the next message, or None after ``leave``. Raises an error of ERRORS when the connection is over."""
         while True:
-            async with asyncio.timeout(2 * HEARTBEAT_SECONDS):
-                kind, data = await self._stream.frame()
+            kind, data = await self._stream.frame()
             if kind == protocol.FRAME_TYPE_MESSAGE:
                 message = protocol.decode_message(data)
                 return Message(message.id, message.body, message.attempts)

@@ -15,7 +15,6 @@ from slowjobs import documents, kafka, kinds, postgres, retry
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import confluent_kafka
     import psycopg2
 
     from slowjobs import settings
@@ -153,7 +152,7 @@ class Persister:
 
     async def run(self) -> None:
         """Work until ``stop``. Raises kafka.FencedError when another persister has taken over."""
-        consumer = kafka.consumer(self._config.kafka, self._secrets, group=self._group)
+        consumer = kafka.Consumer(self._config.kafka, self._secrets, group=self._group, topics=self._table.topics)
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=self._group)
         work = asyncio.create_task(self._work(consumer, producer))
         stopped = asyncio.create_task(self._stopping.wait())
@@ -164,18 +163,16 @@ class Persister:
         finally:
             stopped.cancel()
             await producer.close()
-            await asyncio.to_thread(consumer.close)
+            await consumer.close()
             self._disconnect()
 
-    async def _work(self, consumer: confluent_kafka.Consumer, producer: kafka.Producer) -> None:
-        consumer.subscribe(self._table.topics)
+    async def _work(self, consumer: kafka.Consumer, producer: kafka.Producer) -> None:
         while not self._stopping.is_set():
-            fetched = await asyncio.to_thread(consumer.consume, _BATCH_MESSAGES, _BATCH_SECONDS)
-            batch = list(kafka.records(fetched))
+            batch = await consumer.fetch(_BATCH_MESSAGES, wait_seconds=_BATCH_SECONDS, gather_seconds=_BATCH_SECONDS)
             if batch:
                 await self._persist(batch, producer)
                 # Not taken: the rows are written, and the next commit covers these offsets too.
-                await asyncio.to_thread(kafka.commit, consumer, _next_offsets(batch))
+                await consumer.commit(_next_offsets(batch))
 
     async def _persist(self, batch: Sequence[kafka.Record], producer: kafka.Producer) -> None:
         rows: dict[RowKey, _Row] = {}
