@@ -1,0 +1,79 @@
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slowjobs import documents, kinds
+
+POSITION = documents.Position("fixity-check", 3, 41207)
+
+
+@given(
+    st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text()), max_size=4),
+    st.sampled_from([None, 2]),
+    st.text(),
+)
+def test_a_request_comes_back_from_nsq_as_it_was_sent(
+    members: dict[str, object], indent: int | None, tail: str
+) -> None:
+    raw = json.dumps({**members, '"_slowjobs": ': tail}, indent=indent).encode()
+    try:
+        request = kinds.Request(raw, kinds.parse_object(raw), '["a"]')
+    except kinds.RejectedError:
+        return  # a NUL or half of a pair: the bridge lets none of these through
+    body = documents.write_assignment(request, POSITION)
+    assert json.loads(body)["_slowjobs"] == {"v": 1, "position": ["fixity-check", 3, 41207], "key": '["a"]'}
+    back = documents.read_assignment(body, ("file_id",))
+    assert back.position == POSITION
+    assert back.request.key == '["a"]'
+    assert json.loads(back.request.raw) == json.loads(raw)
+
+
+def test_numbers_keep_every_digit_on_their_way() -> None:
+    raw = b'{"file_id": "a", "n": 1.00000000000000000001, "big": 1e200000}'
+    body = documents.write_assignment(kinds.Request(raw, {}, "k"), POSITION)
+    assert documents.read_assignment(body, ("file_id",)).request.raw == raw
+
+
+def test_an_empty_object_gets_no_comma() -> None:
+    assert json.loads(documents.splice(b"{ }", {"v": 1})) == {"_slowjobs": {"v": 1}}
+
+
+def test_an_object_published_by_hand_is_an_assignment_without_position() -> None:
+    back = documents.read_assignment(b'{"file_id": "a"}', ("file_id",))
+    assert back.position is None
+    assert back.request.key == '["a"]'
+
+
+@pytest.mark.parametrize("version", ["2", '"1"', "null"])
+def test_a_document_of_another_version_is_refused_by_name(version: str) -> None:
+    body = b'{"file_id": "a", "_slowjobs": {"v": %s}}' % version.encode()
+    with pytest.raises(documents.UnknownVersionError, match="expected version 1"):
+        documents.read_assignment(body, ("file_id",))
+    with pytest.raises(documents.UnknownVersionError, match="expected version 1"):
+        documents.read_result(body)
+
+
+@pytest.mark.parametrize("ours", [b'{"v": 1}', b'{"v": 1, "key": "k", "position": 3}', b'{"v": 1, "key": "k"}'])
+def test_a_message_whose_member_of_ours_is_broken_is_refused(ours: bytes) -> None:
+    with pytest.raises(kinds.RejectedError, match="member-type"):
+        documents.read_assignment(b'{"file_id": "a", "_slowjobs": %s}' % ours, ("file_id",))
+
+
+def test_a_dead_letter_carries_an_object_as_it_is_and_anything_else_in_base64() -> None:
+    letter = documents.DeadLetter("lane", "rejected", "no", "worker", b'{"n": 1e200000}', POSITION)
+    written = letter.write(1000)
+    assert b'"request": {"n": 1e200000}' in written
+    assert kinds.parse_object(written)["position"] == ["fixity-check", 3, 41207]
+    broken = documents.DeadLetter("lane", "not-json", "no", "bridge", b"\xff{", POSITION).write(1000)
+    assert json.loads(broken)["request"] is None
+    assert base64.b64decode(json.loads(broken)["request_base64"]) == b"\xff{"
+
+
+def test_a_dead_letter_that_would_be_too_large_says_so_and_goes_without_its_request() -> None:
+    letter = documents.DeadLetter("lane", "too-large", "no", "bridge", b'{"a": "%s"}' % (b"x" * 2000), POSITION)
+    written = json.loads(letter.write(1000))
+    assert written["request"] is None
+    assert "2009 bytes" in written["error"]
