@@ -90,7 +90,7 @@ install_missing() {
     done
     [ ${#packages[@]} -eq 0 ] ||
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "${packages[@]}" >&2
+            -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-confold -o DPkg::Lock::Timeout=300 "${packages[@]}" >&2
 }
 
 make_venv() {
