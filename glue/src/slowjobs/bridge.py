@@ -221,18 +221,15 @@ class Bridge:
         for record in batch:
             position = record.position
             try:
-                bodies.append(self._body(lane, record.value, position))
+                limit = self._config.nsqd.max_message_bytes
+                _, body = documents.write_assignment(record.value, position, lane.kind, limit)
+                bodies.append(body)
             except kinds.RejectedError as error:
                 letter = documents.DeadLetter(lane.name, error.reason, error.error, "bridge", record.value, position)
                 await producer.send_dead_letter(letter)
                 _DEAD.labels(lane.name, error.reason).inc()
                 log.warning("bridge.dead_letter", lane=lane.name, position=str(position), reason=error.reason)
         return bodies
-
-    def _body(self, lane: _Lane, raw: bytes, position: documents.Position) -> bytes:
-        body = documents.write_assignment(kinds.parse(raw, lane.kind), position)
-        kinds.check_size(body, self._config.nsqd.max_message_bytes)
-        return body
 
 
 def _outstanding(readings: Iterable[nsq.Stats], lane: _Lane) -> int:

@@ -20,6 +20,8 @@ EX_DATAERR = 65
 EX_TEMPFAIL = 75
 #: bytes of standard error that are kept as the reason.
 _REASON_BYTES = 2000
+#: what systemd tells the worker and a command has no use for.
+_OF_THE_SERVICE = {"CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
 #: setpriv makes the kernel end the command when the worker dies, however it dies.
 _GUARD = ("setpriv", "--pdeathsig", "KILL", "--")
 
@@ -78,6 +80,7 @@ async def _running(command: tuple[str, ...], directory: str) -> AsyncIterator[as
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name not in _OF_THE_SERVICE},
         start_new_session=True,
     )
     try:

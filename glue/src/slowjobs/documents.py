@@ -10,9 +10,12 @@ import base64
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slowjobs import kinds
+
+if TYPE_CHECKING:
+    from slowjobs import settings
 
 #: of every document here; a reader refuses others.
 VERSION = 1
@@ -58,9 +61,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def write_assignment(request: kinds.Request, position: Position) -> bytes:
-    """Return the body of the NSQ message for a request."""
-    return splice(request.raw, {"v": VERSION, "position": position.as_json(), "key": request.key})
+def write_assignment(
+    raw: bytes, position: Position, kind: settings.Kind, max_bytes: int
+) -> tuple[kinds.Request, bytes]:
+    """Check a request and return it with the body of its NSQ message, at most ``max_bytes``.
+
+    Raises kinds.RejectedError. The bridge makes a dead letter of it then, and the persister no row.
+    """
+    request = kinds.parse(raw, kind)
+    body = splice(raw, {"v": VERSION, "position": position.as_json(), "key": request.key})
+    kinds.check_size(body, max_bytes)
+    return request, body
 
 
 def read_assignment(body: bytes, key_members: tuple[str, ...]) -> Assignment:

@@ -70,6 +70,7 @@ class _Requests:
 
     def __init__(self, config: settings.PersisterSettings) -> None:
         self._kinds = config.kinds
+        self._max_message_bytes = config.max_message_bytes
         self._lanes = config.lanes
         self._lane_of_topic = config.lane_of_topic
         self.topics = list(self._lane_of_topic)
@@ -78,7 +79,9 @@ class _Requests:
     def row(self, record: kafka.Record) -> _Row | None:
         kind = self._lanes[self.lane(record)].kind
         try:
-            request = kinds.parse(record.value, self._kinds[kind])
+            request, _ = documents.write_assignment(
+                record.value, record.position, self._kinds[kind], self._max_message_bytes
+            )
         except kinds.RejectedError as error:
             # The same check makes the bridge write the dead letter.
             _SKIPPED.labels(record.position.topic, error.reason).inc()
@@ -187,7 +190,8 @@ class Persister:
         # In the order of their keys: two writers that lock the same rows cannot deadlock.
         ordered = [rows[key] for key in sorted(rows)]
         for index, refusal in await self._write(ordered):
-            await self._bury(producer, ordered[index].record, kinds.RejectedError("row-rejected", refusal))
+            row = ordered[index]
+            await self._bury(producer, row.record, kinds.RejectedError("row-rejected", refusal), key=row.key[1])
 
     async def _write(self, rows: Sequence[_Row]) -> list[tuple[int, str]]:
         values = [row.values for row in rows]
@@ -215,10 +219,12 @@ class Persister:
             self._connection.close()
             self._connection = None
 
-    async def _bury(self, producer: kafka.Producer, record: kafka.Record, error: kinds.RejectedError) -> None:
+    async def _bury(
+        self, producer: kafka.Producer, record: kafka.Record, error: kinds.RejectedError, *, key: str | None = None
+    ) -> None:
         lane = self._table.lane(record)
         await producer.send_dead_letter(
-            documents.DeadLetter(lane, error.reason, error.error, "persister", record.value, record.position)
+            documents.DeadLetter(lane, error.reason, error.error, "persister", record.value, record.position, key)
         )
         _DEAD.labels(record.position.topic, error.reason).inc()
         log.warning(

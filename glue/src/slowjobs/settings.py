@@ -27,8 +27,13 @@ MAX_OUTSTANDING_LIMIT = 1250
 #: seconds between a task's time limit and the end of a drain, by default.
 DRAIN_MARGIN_SECONDS = 30
 
+#: bytes; nsqd's --max-msg-size by default.
+DEFAULT_MESSAGE_BYTES = 1048576
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Seconds = Annotated[float, Field(gt=0)]
+#: bytes on NSQ; nsqd refuses more, and with it the whole batch. What is larger is a dead letter.
+MessageBytes = Annotated[int, Field(gt=0)]
 _HOST_PORT = re.compile(r"^(?P<host>[^:\s]+):(?P<port>\d{1,5})$")
 
 
@@ -121,8 +126,7 @@ class Nsqd(_Section):
     active: str
     draining: Annotated[tuple[str, ...], Field(strict=False)] = ()
     hosts: dict[str, NsqdHost]
-    #: bytes; nsqd's --max-msg-size. What is larger never reaches NSQ.
-    max_message_bytes: Annotated[int, Field(gt=0)] = 1048576
+    max_message_bytes: MessageBytes = DEFAULT_MESSAGE_BYTES
 
     @pydantic.model_validator(mode="after")
     def _hosts_are_known(self) -> Nsqd:
@@ -261,6 +265,7 @@ class PersisterSettings(_PoolsOfLanes):
     instance: Literal["requests", "results"]
     state_address: AddressField
     postgresql: Postgresql
+    max_message_bytes: MessageBytes = DEFAULT_MESSAGE_BYTES
 
 
 class WorkerSettings(_Lanes):

@@ -76,7 +76,7 @@ def test_any_bytes_are_accepted_or_refused_with_a_reason(raw: bytes) -> None:
 def test_what_is_accepted_is_exactly_what_was_sent(members: dict[str, object], file_id: int | str) -> None:
     sent = {**members, "file_id": file_id}
     raw = json.dumps(sent).encode()
-    assume("\\u0000" not in raw.decode() and "\\ud" not in raw.decode())
+    assume("\\u0000" not in raw.decode())
     request = kinds.parse(raw, FIXITY)
     assert request.raw == raw
     assert request.members == sent
