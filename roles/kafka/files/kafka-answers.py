@@ -1,10 +1,12 @@
 #!/usr/bin/python3
 """Wait until a Kafka broker answers: kafka-answers ADDRESS PORT SECONDS.
 
-Asks for the cluster's metadata, which names a broker only once it has joined its cluster. Exit 0 then, 1 when the time is over.
+Asks for the cluster's metadata, which names a broker only once it has joined its cluster. Exit 0 then, 1 when the time is over,
+or at once when the process that systemd names in MAINPID is gone.
 Kafka's own tools would do, but each is a JVM of a second or two.
 """
 
+import os
 import socket
 import struct
 import sys
@@ -40,7 +42,10 @@ def brokers(address: str, port: int) -> int:
 def main() -> None:
     address, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     deadline = time.monotonic() + seconds
+    pid = os.environ.get("MAINPID")
     while True:
+        if pid is not None and not os.path.exists(f"/proc/{pid}"):
+            sys.exit("Kafka has ended")
         try:
             if brokers(address, port) > 0:
                 return

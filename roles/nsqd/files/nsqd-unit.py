@@ -40,11 +40,12 @@ def stopped(directory: Path) -> None:
 
 def answering(url: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    pid = int(os.environ["MAINPID"])
+    pid = os.environ["MAINPID"]
     last: object = "no answer yet"
     while True:
         # Another nsqd on the same address would answer, too.
-        os.kill(pid, 0)
+        if not os.path.exists(f"/proc/{pid}"):
+            sys.exit("nsqd has ended")
         try:
             with urllib.request.urlopen(f"{url}/ping", timeout=1) as answer:
                 last = answer.read(100)
