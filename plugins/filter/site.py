@@ -68,8 +68,8 @@ def _hosts(site: Site) -> Iterator[str]:
     groups, addresses = site["groups"], site["addresses"]
     if len(groups["bridge"]) != 1:
         yield (
-            f"group bridge: got {len(groups['bridge'])} hosts ({_list(groups['bridge'])}), wanted exactly one, the control "
-            "host: a second bridge would fence the first. Leave one in the group."
+            f"group bridge: got {len(groups['bridge'])} hosts ({_list(groups['bridge'])}), wanted exactly one, the "
+            "control host: a second bridge would fence the first. Leave one in the group."
         )
     for group in ("persister", "worker", "nsqd"):
         if not groups[group]:
@@ -81,8 +81,8 @@ def _hosts(site: Site) -> Iterator[str]:
             ipaddress.IPv4Address(address)
         except ValueError:
             yield (
-                f"{host}: slowjobs_address: got {address!r}, wanted the IPv4 address that its services bind to and the other "
-                "hosts connect to. Give it in hosts.yml or host_vars."
+                f"{host}: slowjobs_address: got {address!r}, wanted the IPv4 address that its services bind to and the "
+                "other hosts connect to. Give it in hosts.yml or host_vars."
             )
             continue
         other = seen.setdefault(address, host)
@@ -105,9 +105,9 @@ def _nsqd(site: Site) -> Iterator[str]:
             longest = 2 * task + PARK_LIMIT_SECONDS + DELIVERY_MARGIN_SECONDS
             if limit <= longest:
                 yield (
-                    f"{host}: nsqd_max_msg_timeout_seconds: got {limit}, wanted more than {longest} (twice pool {name}'s "
-                    f"task_timeout_seconds, {task}, and {PARK_LIMIT_SECONDS} + {DELIVERY_MARGIN_SECONDS}): nsqd would give a "
-                    "request that still runs to a second worker. Raise it, or lower the pool's limit."
+                    f"{host}: nsqd_max_msg_timeout_seconds: got {limit}, wanted more than {longest} (twice pool "
+                    f"{name}'s task_timeout_seconds, {task}, and {PARK_LIMIT_SECONDS} + {DELIVERY_MARGIN_SECONDS}): "
+                    "nsqd would give a request that still runs to a second worker. Raise it, or lower the pool's limit."
                 )
 
 
@@ -118,13 +118,13 @@ def _servers(site: Site) -> Iterator[str]:
     ):
         if given and site["groups"][group]:
             yield (
-                f"{variable}: got {given!r} beside hosts in group {group} ({_list(site['groups'][group])}), wanted one of "
-                "the two. Empty the group to use what exists, or take the variable out."
+                f"{variable}: got {given!r} beside hosts in group {group} ({_list(site['groups'][group])}), wanted one "
+                "of the two. Empty the group to use what exists, or take the variable out."
             )
         if not given and not site["groups"][group]:
             yield (
-                f"{variable}: got nothing, and group {group} is empty; wanted one of the two. Give the variable to use what "
-                "exists, or put a host into the group."
+                f"{variable}: got nothing, and group {group} is empty; wanted one of the two. Give the variable to use "
+                "what exists, or put a host into the group."
             )
 
 
@@ -132,8 +132,8 @@ def _secrets(site: Site) -> Iterator[str]:
     for name in sorted(site["kafka_properties"]):
         if _SECRET_PROPERTY.search(name):
             yield (
-                f"slowjobs_kafka_properties[{name!r}]: a secret in a plain property would stand in files that others read. "
-                "Move it to slowjobs_kafka_secret_properties, its value in a vault file."
+                f"slowjobs_kafka_properties[{name!r}]: a secret in a plain property would stand in files that others "
+                "read. Move it to slowjobs_kafka_secret_properties, its value in a vault file."
             )
     if _DSN_PASSWORD.search(site["postgresql_dsn"]):
         yield (
@@ -150,7 +150,7 @@ def _kinds(site: Site) -> Iterator[str]:
             yield f"{place}.type: got {kind.get('type')!r}, wanted job."
         key = kind.get("key")
         if not isinstance(key, list) or not key or not all(isinstance(member, str) and member for member in key):
-            yield f"{place}.key: got {key!r}, wanted a list of the request's members that identify it, such as [file_id]."
+            yield f"{place}.key: got {key!r}, wanted a list of the members that identify a request, such as [file_id]."
 
 
 def _lanes(site: Site) -> Iterator[str]:
@@ -158,7 +158,7 @@ def _lanes(site: Site) -> Iterator[str]:
     for name, lane in sorted(site["lanes"].items()):
         place = f"slowjobs_lanes.{name}"
         if not _NSQ_NAME.fullmatch(name):
-            yield f"{place}: a lane's name is its NSQ topic: wanted 1 to 64 of the characters .a-zA-Z0-9_-. Rename it."
+            yield f"{place}: a lane's name is its NSQ topic: wanted 1 to 64 of .a-zA-Z0-9_-. Rename it."
         yield from _unknown_members(place, lane, _LANE_MEMBERS)
         for member, known in (("kind", site["kinds"]), ("pool", site["pools"])):
             if lane.get(member) not in known:
@@ -174,7 +174,8 @@ def _lanes(site: Site) -> Iterator[str]:
         if other != name:
             yield f"{place}.kafka_topic: got {topic}, which is lane {other}'s, too; wanted one topic for each lane."
         if not _whole(lane.get("max_outstanding", 1), 1, MAX_OUTSTANDING_LIMIT):
-            yield f"{place}.max_outstanding: got {lane['max_outstanding']!r}, wanted 1 to {MAX_OUTSTANDING_LIMIT} requests."
+            got = lane["max_outstanding"]
+            yield f"{place}.max_outstanding: got {got!r}, wanted 1 to {MAX_OUTSTANDING_LIMIT} requests."
         if not _whole(lane.get("weight", 1), 1):
             yield f"{place}.weight: got {lane['weight']!r}, wanted a whole number from 1."
 
@@ -184,14 +185,15 @@ def _pools(site: Site) -> Iterator[str]:
     for name, pool in sorted(site["pools"].items()):
         place = f"slowjobs_pools.{name}"
         if not _NSQ_NAME.fullmatch(name):
-            yield f"{place}: a pool's name is its NSQ channel: wanted 1 to 64 of the characters .a-zA-Z0-9_-. Rename it."
+            yield f"{place}: a pool's name is its NSQ channel: wanted 1 to 64 of .a-zA-Z0-9_-. Rename it."
         yield from _unknown_members(place, pool, _POOL_MEMBERS)
         lanes = [lane for lane, facts in site["lanes"].items() if facts.get("pool") == name]
         if not lanes:
-            yield f"{place}: no lane of slowjobs_lanes names it: its workers would wait for ever. Add a lane, or take it out."
+            yield f"{place}: no lane names it: its workers would wait for ever. Add one to slowjobs_lanes, or drop it."
         if len(lanes) > 1:
             yield (
-                f"{place}: got {len(lanes)} lanes ({_list(lanes)}), and a worker serves one. Give each lane a pool of its own."
+                f"{place}: got {len(lanes)} lanes ({_list(lanes)}), wanted one, which is what a worker serves. "
+                "Give each lane a pool of its own."
             )
         command = (pool.get("handler") or {}).get("command")
         if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
@@ -225,7 +227,7 @@ def _pool_files(place: str, pool: Mapping[str, Any], directory: str) -> Iterator
     for number, file in enumerate(pool.get("files", [])):
         source, target = file.get("src"), file.get("dest")
         if not isinstance(source, str) or not (Path(directory) / source).is_file():
-            yield f"{place}.files[{number}].src: got {source!r}, wanted a file, seen from the inventory's folder ({directory})."
+            yield f"{place}.files[{number}].src: got {source!r}, wanted a file, seen from {directory}."
         if not isinstance(target, str) or Path(target).is_absolute() or ".." in Path(target).parts:
             yield f"{place}.files[{number}].dest: got {target!r}, wanted a path inside the pool's own folder."
 
@@ -236,7 +238,7 @@ def _pool_hosts(place: str, pool: Mapping[str, Any], workers: Sequence[str]) -> 
     if strangers:
         yield f"{place}.hosts: got {_list(strangers)}, wanted hosts of group worker ({_list(workers)})."
     if not hosts:
-        yield f"{place}.hosts: got none, so that nothing would run it. Name hosts, or take the member out for the whole group."
+        yield f"{place}.hosts: got none: nothing would run it. Name hosts, or take the member out for the whole group."
     slots, limit = pool.get("slots", 1), pool.get("max_concurrent")
     if _whole(slots, 1) and _whole(limit, 1) and slots * len(hosts) > limit:
         yield (
@@ -248,7 +250,10 @@ def _pool_hosts(place: str, pool: Mapping[str, Any], workers: Sequence[str]) -> 
 def _ports(site: Site) -> Iterator[str]:
     groups = site["groups"]
     used: dict[tuple[str, object], str] = {
-        (host, port): owner for group, ports in _PORTS.items() for host in groups[group] for port, owner in ports.items()
+        (host, port): owner
+        for group, ports in _PORTS.items()
+        for host in groups[group]
+        for port, owner in ports.items()
     }
     for instance in pool_instances(site["pools"], groups["worker"]):
         pool, host, port = f"{instance['pool']}", f"{instance['host']}", instance["state_port"]
@@ -267,7 +272,7 @@ RULES: tuple[Callable[[Site], Iterator[str]], ...] = (
 
 
 def inventory_errors(site: Site) -> list[str]:
-    """Return every mistake in an inventory: where, what was got, what was wanted, what to do. Empty if there is none."""
+    """Return every mistake in an inventory: where, what was got, what was wanted, what to do."""
     mistyped = [
         f"slowjobs_{name}: got {site[name]!r}, wanted a mapping from names to their members."
         for name in ("kinds", "pools", "lanes")
@@ -285,6 +290,7 @@ class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, object]:
+        """Return the filters by name."""
         return {
             "pool_instances": pool_instances,
             "inventory_errors": inventory_errors,

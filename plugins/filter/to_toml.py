@@ -93,7 +93,7 @@ def _table(table: Mapping[Any, Any], header: str, place: str) -> list[str]:
 def to_toml(document: Mapping[Any, Any]) -> str:
     """Return ``document`` as TOML text that ends with a newline.
 
-    Raises TypeError, with the place, for what TOML cannot hold: null, a key that is no text, anything else foreign to it.
+    Raises TypeError, with the place, for what TOML cannot hold: null, a key that is no text, and the like.
     """
     if not isinstance(document, Mapping):
         raise TypeError(f"to_toml: expected a mapping, got {type(document).__name__}")
@@ -104,4 +104,5 @@ class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, object]:
+        """Return the filters by name."""
         return {"to_toml": to_toml}

@@ -2,7 +2,7 @@
 """Build, on the control node, all wheels that one kind of target needs, and pack them as one archive in the cache.
 
 The archive's name is the digest of everything that goes into it: a second run finds it and does nothing.
-Prints one JSON document: release, archive, built.
+Writes one JSON document to stdout: release, archive, built.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OLD_TAGS = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 KEPT = 6
 
 
-def arguments() -> argparse.Namespace:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", type=Path, required=True, help="the folder of pyproject.toml and requirements.txt")
     parser.add_argument("--cache", type=Path, required=True)
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def digest(options: argparse.Namespace, paths: list[Path]) -> str:
+def _digest(options: argparse.Namespace, paths: list[Path]) -> str:
     summary = hashlib.sha256(f"{options.python} {options.arch} {options.glibc}\n".encode())
     for path in paths:
         content = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -45,7 +45,7 @@ def digest(options: argparse.Namespace, paths: list[Path]) -> str:
     return summary.hexdigest()[:16]
 
 
-def platform_options(arch: str, glibc: str) -> list[str]:
+def _platform_options(arch: str, glibc: str) -> list[str]:
     """Name every wheel tag that the target's glibc can run, newest first."""
     minors = range(int(glibc.split(".")[1]), OLDEST_GLIBC_MINOR - 1, -1)
     tags = [f"manylinux_2_{minor}_{arch}" for minor in minors]
@@ -53,32 +53,32 @@ def platform_options(arch: str, glibc: str) -> list[str]:
     return [option for tag in [*tags, f"linux_{arch}"] for option in ("--platform", tag)]
 
 
-def pip(*words: str | Path) -> None:
+def _pip(*words: str | Path) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *map(str, words)]
     # Only the document at the end belongs on stdout.
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
-def target(options: argparse.Namespace) -> list[str]:
-    return ["--python-version", options.python, *platform_options(options.arch, options.glibc)]
+def _target(options: argparse.Namespace) -> list[str]:
+    return ["--python-version", options.python, *_platform_options(options.arch, options.glibc)]
 
 
-def fetch_requirements(options: argparse.Namespace, wheels: Path) -> None:
-    # requirements.txt is the whole closure; without --no-deps pip would take no source distribution for another Python.
+def _fetch_requirements(options: argparse.Namespace, wheels: Path) -> None:
+    # requirements.txt is the whole closure. Without --no-deps pip would take no source distribution for another Python.
     pinned = options.source / "requirements.txt"
-    pip("download", "--no-deps", *target(options), "--dest", wheels, "--requirement", pinned)
+    _pip("download", "--no-deps", *_target(options), "--dest", wheels, "--requirement", pinned)
     for package in sorted(path for path in wheels.iterdir() if path.suffix != ".whl"):
-        pip("wheel", "--no-deps", "--wheel-dir", wheels, package)
+        _pip("wheel", "--no-deps", "--wheel-dir", wheels, package)
         package.unlink()
 
 
-def pack(options: argparse.Namespace, requirements: Path, folder: Path) -> Path:
+def _pack(options: argparse.Namespace, requirements: Path, folder: Path) -> Path:
     wheels = folder / "wheels"
     shutil.copytree(requirements, wheels)
-    pip("wheel", "--no-deps", "--wheel-dir", wheels, options.source)
-    # A dry run for the target: finds a wheel that was built for this machine instead, or a requirement that is not pinned.
-    pip(
-        "install", "--dry-run", "--no-index", "--find-links", wheels, "--only-binary=:all:", *target(options),
+    _pip("wheel", "--no-deps", "--wheel-dir", wheels, options.source)
+    # For the target: finds a wheel that was built for this machine instead, or a requirement that is not pinned.
+    _pip(
+        "install", "--dry-run", "--no-index", "--find-links", wheels, "--only-binary=:all:", *_target(options),
         "--target", folder / "none", "slowjobs",
     )  # fmt: skip
     archive = folder / "archive"
@@ -88,25 +88,26 @@ def pack(options: argparse.Namespace, requirements: Path, folder: Path) -> Path:
     return archive
 
 
-def build(options: argparse.Namespace, archive: Path) -> None:
+def _build(options: argparse.Namespace, archive: Path) -> None:
     with tempfile.TemporaryDirectory(dir=options.cache) as name:
         folder = Path(name)
-        requirements = options.cache / f"requirements-{digest(options, [options.source / 'requirements.txt'])}"
+        requirements = options.cache / f"requirements-{_digest(options, [options.source / 'requirements.txt'])}"
         if not requirements.exists():
-            fetch_requirements(options, folder / "requirements")
+            _fetch_requirements(options, folder / "requirements")
             (folder / "requirements").rename(requirements)
-        pack(options, requirements, folder).replace(archive)
+        _pack(options, requirements, folder).replace(archive)
     for old in sorted(options.cache.glob("*.tar"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
         old.unlink()
 
 
-def main() -> None:
-    options = arguments()
+def _main() -> None:
+    options = _arguments()
     options.source = options.source.resolve()
     options.cache.mkdir(parents=True, exist_ok=True)
-    modules = (path for path in (options.source / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    made_of = [options.source / "pyproject.toml", options.source / "requirements.txt", *sorted(modules)]
-    release = digest(options, made_of)
+    modules = sorted(path for path in (options.source / "src").rglob("*") if path.is_file())
+    made_of = [options.source / "pyproject.toml", options.source / "requirements.txt"]
+    made_of += [path for path in modules if "__pycache__" not in path.parts]
+    release = _digest(options, made_of)
     archive = options.cache / f"{release}.tar"
     # Two runs at once build one archive.
     with (options.cache / ".lock").open("w") as lock:
@@ -114,11 +115,11 @@ def main() -> None:
         built = not archive.exists()
         if built:
             try:
-                build(options, archive)
+                _build(options, archive)
             except subprocess.CalledProcessError as error:
                 sys.exit(f"the wheelhouse could not be built: {shlex.join(map(str, error.cmd))} said what is above")
-    print(json.dumps({"release": release, "archive": str(archive), "built": built}))
+    sys.stdout.write(json.dumps({"release": release, "archive": str(archive), "built": built}) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    _main()
