@@ -1,0 +1,1 @@
+../../../local/files/fixity/check.py
