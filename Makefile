@@ -12,7 +12,8 @@ SCRIPTS := inventory molecule plugins tools
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help up deploy demo down lint check test test-unit test-integration test-acceptance molecule control artefacts
+.PHONY: help up deploy demo down lint lint-yaml lint-ansible lint-shell lint-python check test test-unit test-integration \
+	test-acceptance molecule control artefacts
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,12 +31,20 @@ demo: up deploy ## From nothing to results: hosts, deployment, thousands of real
 down: control ## Take the local hosts away with all that is on them; image and archives stay cached
 	@ansible-playbook playbooks/local-down.yml
 
-lint: control ## Style, types and syntax of everything
-	@tools/bootstrap.sh tests
+lint: lint-yaml lint-ansible lint-shell lint-python ## Style, types and syntax of everything
+
+lint-yaml: control
 	yamllint --strict --config-file .config/yamllint.yml .
-	ansible-lint --config-file .config/ansible-lint.yml
+
+lint-ansible: control
 	for inventory in local example; do ansible-playbook --syntax-check --inventory inventory/$$inventory/hosts.yml $(PLAYBOOKS) || exit; done
+	ansible-lint --config-file .config/ansible-lint.yml
+
+lint-shell:
+	@tools/bootstrap.sh tests
 	shellcheck .ci/run $(wildcard tools/*.sh roles/*/files/*.sh)
+
+lint-python: control
 	ruff check glue
 	ruff check --config .config/ruff.toml $(SCRIPTS)
 	ruff format --check glue
