@@ -35,6 +35,20 @@ printf '[Journal]\nStorage=persistent\nSystemMaxUse=64M\nRuntimeMaxUse=64M\n' \
     >"$root/etc/systemd/journald.conf.d/size.conf"
 # Say that /etc and /var are up to date, or each first boot rebuilds caches for seconds.
 touch "$root/etc/.updated" "$root/var/.updated"
+# As on a real machine: systemd mounts a service's credentials in a helper's mount namespace, from where they reach the
+# service only over a shared root. In a container systemd leaves the root as it finds it.
+cat >"$root/etc/systemd/system/share-mounts.service" <<'UNIT'
+[Unit]
+Description=Share mounts with the namespaces of services
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=mount --make-rshared /
+UNIT
+mkdir -p "$root/etc/systemd/system/sysinit.target.wants"
+ln -s ../share-mounts.service "$root/etc/systemd/system/sysinit.target.wants/share-mounts.service"
 # Six hosts, six identities: systemd takes the container's.
 : >"$root/etc/machine-id"
 rm -f "$root/etc/resolv.conf" "$root/etc/hostname"
