@@ -1,0 +1,271 @@
+"""What a user of the site sees, on the hosts that site.yml deployed."""
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+import yaml
+from testinfra.host import Host
+
+ROOT = Path(__file__).parents[3]
+INVENTORY = ROOT / "molecule" / "inventory" / "hosts.yml"
+PREFIX = "slowjobs-test-"
+NETWORK = "10.89.78"
+ADDRESSES = {
+    name: f"{NETWORK}.{last}"
+    for name, last in {"data1": 11, "control1": 12, "svc506": 13, "svc507": 14, "worker1": 15, "worker2": 16}.items()
+}
+WORKERS = ("worker1", "worker2")
+WORKER_UNIT = "slowjobs-worker@fixity"
+SERVICES = {
+    "slowjobs-bridge": ("control1", "bridge.toml"),
+    "slowjobs-persister@requests": ("control1", "persister-requests.toml"),
+    "slowjobs-persister@results": ("control1", "persister-results.toml"),
+}
+UNITS = (*((host, unit) for unit, (host, _) in SERVICES.items()), *((host, WORKER_UNIT) for host in WORKERS))
+
+#: tells which of the addresses in its arguments take a connection within a second.
+PROBE = """
+import socket, sys
+for address in sys.argv[1:]:
+    host, port = address.split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+        print(address)
+    except OSError:
+        pass
+"""
+
+#: writes one message to a topic as any producer could, past the checks of `slowjobs enqueue`.
+PRODUCE = """
+import sys, confluent_kafka
+producer = confluent_kafka.Producer({"bootstrap.servers": sys.argv[1]})
+producer.produce(sys.argv[2], sys.stdin.buffer.read())
+sys.exit(producer.flush(30))
+"""
+
+
+def container(name: str) -> Host:
+    return testinfra.get_host(f"podman://{PREFIX}{name}")
+
+
+def pipe(host: str, command: list[str], text: str) -> str:
+    """Run a command with something on its standard input."""
+    argv = ["podman", "exec", "--interactive", PREFIX + host, *command]
+    return subprocess.run(argv, input=text, text=True, capture_output=True, check=True).stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{journals()}"
+        time.sleep(0.5)
+
+
+def journals() -> str:
+    """Return what the services said last, for a failure."""
+    command = "journalctl --unit 'slowjobs-*' --lines 20 --no-pager --output cat"
+    return "\n".join(f"--- {name}\n{container(name).check_output(command)}" for name in ("control1", *WORKERS))
+
+
+@pytest.fixture(scope="module")
+def control() -> Host:
+    return container("control1")
+
+
+def status(control: Host) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(control.run("slowjobs status --json").stdout)
+    return document
+
+
+def enqueue(requests: list[dict[str, object]]) -> None:
+    pipe("control1", ["slowjobs", "enqueue", "fixity-check", "-"], "".join(json.dumps(one) + "\n" for one in requests))
+
+
+def results(prefix: str) -> dict[str, str]:
+    """Return the statuses of the rows whose file_id begins with the prefix, by file_id."""
+    query = f"select key ->> 0, status from job_result where kind = 'fixity' and key ->> 0 like '{prefix}%'"  # noqa: S608
+    rows = pipe("data1", ["runuser", "-u", "postgres", "--", "psql", "-At", "slowjobs", "-f", "-"], query)
+    return dict(row.split("|") for row in rows.splitlines())
+
+
+def playbook(name: str, variables: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(Path(sys.executable).parent / "ansible-playbook"),
+        f"--inventory={INVENTORY}",
+        f"--extra-vars={json.dumps(variables)}",
+        str(ROOT / "playbooks" / name),
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_every_service_answers_with_the_configuration_on_its_host(control: Host) -> None:
+    said = status(control)
+    assert said["errors"] == []
+    running = {(service["name"], service["host"]): service["config"] for service in said["services"]}
+    running |= {(f"slowjobs-worker@{worker['pool']}", worker["host"]): worker["config"] for worker in said["workers"]}
+    files = {(name, host): (host, file) for name, (host, file) in SERVICES.items()}
+    files |= {(WORKER_UNIT, host): (host, "worker-fixity.toml") for host in WORKERS}
+    assert running == {
+        key: container(host).file(f"/etc/slowjobs/{file}").sha256sum for key, (host, file) in files.items()
+    }
+
+
+def test_check_proves_the_configuration_and_every_connection(control: Host) -> None:
+    assert control.run("slowjobs check").rc == 0
+
+
+def test_setup_finds_nothing_missing(control: Host) -> None:
+    assert control.run("slowjobs setup --check").rc == 0
+
+
+def test_real_requests_end_as_rows(control: Host) -> None:
+    run = f"rows{time.time_ns()}"
+    recorded = container("worker1").check_output("head -n 40 /var/lib/dpkg/info/coreutils.md5sums").splitlines()
+    requests: list[dict[str, object]] = [
+        {"file_id": f"{run}-{number}", "path": f"/{path}", "md5": md5}
+        for number, (md5, path) in enumerate(line.split(maxsplit=1) for line in recorded)
+    ]
+    wanted = {str(request["file_id"]): "match" for request in requests}
+    requests.append({"file_id": f"{run}-changed", "path": "/etc/hostname", "md5": "0" * 32})
+    requests.append({"file_id": f"{run}-gone", "path": "/nonexistent/file", "md5": "0" * 32})
+    wanted |= {f"{run}-changed": "mismatch", f"{run}-gone": "missing"}
+    enqueue(requests)
+    wait_until(lambda: results(run) == wanted, "a row for each request", 60)
+    wait_until(lambda: status(control)["lanes"][0]["unfinished"] == 0, "nothing unfinished", 30)
+
+
+def test_a_request_that_is_none_ends_as_a_dead_letter_with_its_reason(control: Host) -> None:
+    mark = f"no JSON {time.time_ns()}"
+    python = ["/opt/slowjobs/current/bin/python", "-c", PRODUCE, f"{ADDRESSES['data1']}:9092", "fixity-check"]
+    pipe("control1", python, mark)
+    encoded = base64.b64encode(mark.encode()).decode()
+
+    def is_listed() -> bool:
+        letters = control.check_output("slowjobs dead list --json")
+        return encoded in letters and "not-json" in letters
+
+    wait_until(is_listed, "the dead letter", 30)
+
+
+@pytest.fixture
+def pipes() -> Iterator[str]:
+    """A path on both workers whose reader waits until it is a file."""
+    path = "/srv/slow"
+    for worker in WORKERS:
+        container(worker).check_output(f"rm -f {path} && mkfifo -m 0644 {path}")
+    yield path
+    for worker in WORKERS:
+        container(worker).check_output(f"rm -f {path}")
+
+
+def test_requests_of_killed_workers_run_again(control: Host, pipes: str) -> None:
+    run = f"killed{time.time_ns()}"
+    content = b"a file at last\n"
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    requests: list[dict[str, object]] = [
+        {"file_id": f"{run}-{number}", "path": pipes, "md5": md5} for number in range(6)
+    ]
+    enqueue(requests)
+    wait_until(
+        lambda: sum(worker["running"] or 0 for worker in status(control)["workers"]) == len(requests), "all run", 30
+    )
+    for worker in WORKERS:
+        container(worker).check_output(f"systemctl kill --kill-whom=main --signal=KILL {WORKER_UNIT}")
+        container(worker).check_output(f"rm {pipes}")
+        pipe(worker, ["tee", pipes], content.decode())
+    # nsqd gives them to others 30 s after it last heard of them.
+    wait_until(lambda: results(run) == {str(one["file_id"]): "match" for one in requests}, "a row for each request", 90)
+    for worker in WORKERS:
+        assert container(worker).service(WORKER_UNIT).is_running
+
+
+def reachable(source: str, *targets: str) -> set[str]:
+    """Return those of the targets (host:port) that the source can connect to."""
+    addresses = {f"{ADDRESSES[target.split(':')[0]]}:{target.split(':')[1]}": target for target in targets}
+    return {addresses[line] for line in pipe(source, ["python3", "-c", PROBE, *addresses], "").splitlines()}
+
+
+ALL_PORTS = (
+    "data1:5432", "data1:9092", "data1:9093", "svc506:4150", "svc506:4151",
+    "control1:9301", "control1:9302", "control1:9303", "worker2:9310",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("source", "open_ports"),
+    [
+        ("control1", set(ALL_PORTS) - {"data1:9093"}),
+        ("worker1", {"data1:9092", "svc506:4150"}),
+        ("svc507", set()),
+    ],
+)
+def test_ports_are_open_to_those_who_need_them_alone(source: str, open_ports: set[str]) -> None:
+    assert reachable(source, *ALL_PORTS) == open_ports
+
+
+def test_a_spare_is_stopped_and_stays_so() -> None:
+    spare = container("svc507").service("nsqd")
+    assert (spare.is_running, spare.is_enabled) == (False, False)
+
+
+def test_secrets_are_for_root_alone(control: Host) -> None:
+    folder = control.file("/etc/slowjobs/credentials")
+    assert (folder.mode, folder.user) == (0o700, "root")
+    assert set(folder.listdir()) == {"postgresql_password", "persister-postgresql_password"}
+    for name in folder.listdir():
+        file = control.file(f"{folder.path}/{name}")
+        assert (file.mode, file.user) == (0o600, "root")
+        assert control.run("grep -rqF -- $(cat %s) /etc/slowjobs --include=*.toml", file.path).rc == 1
+    for worker in WORKERS:
+        assert container(worker).file(folder.path).listdir() == []
+
+
+@pytest.mark.parametrize(("host", "unit"), UNITS)
+def test_units_are_hardened(host: str, unit: str) -> None:
+    # Of 10, which is an unconfined service; systemd's own are between 2 and 9.
+    assert container(host).run(f"systemd-analyze security --threshold=25 --no-pager {unit}").rc == 0
+
+
+@pytest.mark.parametrize("host", WORKERS)
+def test_systemd_waits_longer_than_a_worker_drains(host: str) -> None:
+    config = tomllib.loads(container(host).file("/etc/slowjobs/worker-fixity.toml").content_string)
+    drain = config["pool"].get("drain_timeout_seconds", config["pool"]["task_timeout_seconds"] + 30)
+    drop_in = container(host).file(f"/etc/systemd/system/{WORKER_UNIT}.service.d/pool.conf").content_string
+    (stop,) = (int(line.partition("=")[2]) for line in drop_in.splitlines() if line.startswith("TimeoutStopSec="))
+    assert stop > drain
+
+
+def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
+    refused = playbook("preflight.yml", {"slowjobs_lanes": {"fixity-check": {"kind": "fixity", "pool": "nope"}}})
+    assert refused.returncode != 0
+    assert "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (fixity)" in refused.stdout
+    assert "Nothing was changed" in refused.stdout
+
+
+def test_a_command_that_does_not_exist_is_refused_before_a_worker_is_restarted() -> None:
+    def looks() -> list[tuple[str, str]]:
+        return [
+            (
+                container(worker).check_output(f"systemctl show --property=InvocationID {WORKER_UNIT}"),
+                container(worker).file("/etc/slowjobs/worker-fixity.toml").sha256sum,
+            )
+            for worker in WORKERS
+        ]
+
+    pools = yaml.safe_load((INVENTORY.parent / "group_vars" / "all" / "pools.yml").read_text())
+    pools["slowjobs_pools"]["fixity"]["handler"]["command"] = ["/usr/bin/no-such-program"]
+    before = looks()
+    refused = playbook("worker.yml", pools)
+    assert refused.returncode != 0
+    assert "there is no program '/usr/bin/no-such-program' that can be run on this host" in refused.stdout
+    assert looks() == before
