@@ -203,7 +203,7 @@ class Bridge:
                 with attempt:
                     await publisher.connect()
             async with lane.publishing:
-                lane.cap.publishing(len(bodies))
+                lane.cap.send(len(bodies))
                 try:
                     await publisher.publish(lane.name, bodies)
                 except nsq.ERRORS as error:
@@ -211,6 +211,8 @@ class Bridge:
                 else:
                     _PUBLISHED.labels(lane.name).inc(len(bodies))
                     return
+                finally:
+                    lane.cap.settle(len(bodies))
             lane.cap.forget()
             while lane.cap.room < len(bodies):
                 await self._read.wait()

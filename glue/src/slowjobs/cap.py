@@ -8,21 +8,26 @@ class Cap:
 
     nsqd's depth leaves out what is in flight and deferred, so a reading is the sum of all three. A reading is not
     atomic: a message that moves between two counts can be missed once, never twice in a row. So the larger of the
-    last two readings counts, each with what was published since it began.
+    last two readings counts, each with what was sent and not answered when it began, or sent since.
     """
 
     def __init__(self, max_outstanding: int) -> None:
         self.max_outstanding = max_outstanding
-        self._published = 0
+        self._sent = 0
+        self._settled = 0
         self._readings: list[tuple[int, int]] = []
 
-    def publishing(self, count: int) -> None:
-        """Note ``count`` requests, before they are sent: an answer that does not come leaves them counted."""
-        self._published += count
+    def send(self, count: int) -> None:
+        """Note ``count`` requests, before they are sent: nsqd stores them one by one until its answer."""
+        self._sent += count
+
+    def settle(self, count: int) -> None:
+        """Note that ``count`` of the requests sent are in nsqd's figures from now on, or will never be."""
+        self._settled += count
 
     def begin_reading(self) -> int:
-        """Return a mark to be given to ``end_reading``: what was published until now is in the reading's figures."""
-        return self._published
+        """Return a mark to be given to ``end_reading``: what is settled until now is in the reading's figures."""
+        return self._settled
 
     def end_reading(self, mark: int, outstanding: int) -> None:
         """Note what nsqd said: requests waiting, in flight and deferred, over all hosts."""
@@ -37,7 +42,7 @@ class Cap:
         """Return an upper bound of the requests that NSQ holds, or None when it is not known."""
         if len(self._readings) < 2:  # noqa: PLR2004 - the last two
             return None
-        return max(held + self._published - mark for mark, held in self._readings)
+        return max(held + self._sent - mark for mark, held in self._readings)
 
     @property
     def room(self) -> int:

@@ -38,9 +38,9 @@ _ERRORS = (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS)
 async def check(config: settings.CliSettings, secrets: settings.Credentials) -> list[Finding]:
     """Ask each server, and whether everything that ``setup`` makes is there."""
     connections = [
-        await _ask("kafka", asyncio.to_thread(_kafka, config, secrets)),
+        await _ask("Kafka", asyncio.to_thread(_kafka, config, secrets)),
         *[await _ask(f"nsqd {host}", _nsqd(config, host)) for host in config.nsqd.serving],
-        await _ask("postgresql", asyncio.to_thread(_postgresql, config, secrets)),
+        await _ask("PostgreSQL", asyncio.to_thread(_postgresql, config, secrets)),
     ]
     if not all(finding.ok for finding in connections):
         return connections
@@ -76,11 +76,13 @@ def _postgresql(config: settings.CliSettings, secrets: settings.Credentials) -> 
     ):
         cursor.execute("SHOW server_version")
         (version,) = cursor.fetchone() or ("?",)
-        return f"PostgreSQL {version}"
+        return f"version {version}"
 
 
 async def _complete(config: settings.CliSettings, secrets: settings.Credentials) -> str:
-    items = await setup.setup(config, secrets, only_check=True)
+    items, errors = await setup.setup(config, secrets, only_check=True)
+    if errors:
+        raise ConnectionError("; ".join(errors))
     missing = [f"{item.what} {item.name}" for item in items if item.state == "missing"]
     if missing:
         raise ConnectionError(f"missing: {', '.join(missing)}; run `slowjobs setup`")

@@ -35,7 +35,9 @@ EXIT_FENCED = 5
 _SERVER_ERRORS = (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS)
 
 _S = TypeVar("_S", bound=settings.AnySettings)
-_console = rich.console.Console()
+#: characters; what is not read at a terminal need not fit one.
+_WIDE = 160
+_console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDE)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
@@ -92,6 +94,7 @@ def main() -> None:
 
     Exit statuses: 0 done, 1 failed, 2 usage or configuration, 5 another instance has taken over.
     """
+    log.configure()
 
 
 # Services
@@ -110,7 +113,6 @@ def _serve(
             make(), name=name, host=config.host, address=config.state_address, config=settings.fingerprint(path)
         )
 
-    log.configure()
     try:
         asyncio.run(_run())
     except* kafka.FencedError as group:
@@ -168,14 +170,16 @@ def setup_command(path: Path, *, only_check: bool, as_json: bool) -> None:
       slowjobs setup            make it
     """
     config, secrets = _load(path, settings.CliSettings)
-    with _server_errors():
-        items = asyncio.run(setup.setup(config, secrets, only_check=only_check))
+    items, errors = asyncio.run(setup.setup(config, secrets, only_check=only_check))
     if as_json:
-        click.echo(json.dumps({"v": documents.VERSION, "items": [item.as_json() for item in items]}))
+        document = {"items": [item.as_json() for item in items], "errors": errors}
+        click.echo(json.dumps({"v": documents.VERSION, **document}))
     else:
         for item in items:
             click.echo(f"{item.state:8} {item.what:8} {item.name} ({item.where})")
-    sys.exit(EXIT_FAILED if any(item.state == "missing" for item in items) else EXIT_DONE)
+        for error in errors:
+            click.echo(f"failed: {error}", err=True)
+    sys.exit(EXIT_FAILED if errors or any(item.state == "missing" for item in items) else EXIT_DONE)
 
 
 @main.command("check")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,27 @@ _FETCH_AHEAD_KIBIBYTES = 16 * 1024
 
 def properties(kafka: settings.Kafka, secrets: settings.Credentials, **more: object) -> dict[str, Any]:
     """Return librdkafka's properties: ours, over those of the inventory, over the secret ones."""
-    return {**secrets.kafka, **kafka.properties, "error_cb": _log_error, **more}
+    ours = {
+        # librdkafka reconnects by itself. Its own log would say so at every try; what ends a call comes as an error.
+        "log_level": 2,
+        "error_cb": _ErrorLog(),
+        "reconnect.backoff.ms": 500,
+        "reconnect.backoff.max.ms": 5000,
+    }
+    return {**ours, **secrets.kafka, **kafka.properties, **more}
 
 
-def _log_error(error: confluent_kafka.KafkaError) -> None:
-    # librdkafka reconnects by itself; fatal errors come again from the call that meets them.
-    log.info("kafka.error", code=error.name(), error=error.str())
+class _ErrorLog:
+    """Logs what librdkafka reports beside its calls: each kind of error once a minute."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, float] = {}
+
+    def __call__(self, error: confluent_kafka.KafkaError) -> None:
+        name, now = error.name(), time.monotonic()
+        if now - self._logged.get(name, -retry.LOG_EVERY_SECONDS) >= retry.LOG_EVERY_SECONDS:
+            self._logged[name] = now
+            log.warning("kafka.error", code=name, error=error.str())
 
 
 class DeliveryError(Exception):
@@ -120,6 +136,9 @@ class FencedError(Exception):
     """Another instance of the same service has taken over this one's place in its consumer group."""
 
 
+_FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
+
+
 @dataclass(frozen=True)
 class Record:
     """A message as it was consumed. ``created``: when it was produced; ``value`` is empty where there is none."""
@@ -163,6 +182,8 @@ class Consumer:
                     "group.protocol": "classic",
                     "partition.assignment.strategy": "cooperative-sticky",
                     "session.timeout.ms": 45000,
+                    # PostgreSQL can be away for long; that this process works is systemd's watchdog to say.
+                    "max.poll.interval.ms": 24 * 3600 * 1000,
                     "auto.offset.reset": "earliest",
                     "enable.auto.commit": False,
                     "queued.max.messages.kbytes": _FETCH_AHEAD_KIBIBYTES,
@@ -208,7 +229,7 @@ class Consumer:
             await asyncio.to_thread(self._consumer.commit, offsets=partitions, asynchronous=False)
         except confluent_kafka.KafkaException as error:
             reason = error.args[0]
-            if reason.fatal() or reason.code() == confluent_kafka.KafkaError.FENCED_INSTANCE_ID:
+            if reason.fatal() or reason.code() in _FENCED:
                 raise FencedError(reason.str()) from error
             log.warning("kafka.commit_failed", error=reason.str())
             return False
@@ -252,7 +273,7 @@ def _records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
         error = message.error()
         if error is None:
             yield Record.of(message)
-        elif error.fatal():
+        elif error.fatal() or error.code() in _FENCED:
             raise FencedError(error.str())
         else:
             log.warning("kafka.consume", topic=message.topic(), code=error.name(), error=error.str())

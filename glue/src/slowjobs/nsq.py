@@ -63,21 +63,29 @@ class _Stream:
     @classmethod
     async def open(cls, address: settings.Address, identity: dict[str, Any]) -> tuple[_Stream, dict[str, Any]]:
         """Connect and identify; return the stream and what nsqd negotiated."""
-        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-            reader, writer = await asyncio.open_connection(address.host, address.port)
-            stream = cls(reader, writer)
-            try:
-                writer.write(protocol.MAGIC_V2)
-                stream.send(protocol.identify({"feature_negotiation": True, **identity}))
-                negotiated = json.loads(await stream.answer())
-                _ = negotiated["msg_timeout"]
-            except (ValueError, KeyError, TypeError):
-                stream.close()
-                raise ProtocolError(f"{address} is not nsqd: its answer to IDENTIFY was not understood") from None
-            except BaseException:
-                stream.close()
-                raise
-            return stream, negotiated
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                stream = cls(*await asyncio.open_connection(address.host, address.port))
+                try:
+                    return stream, await stream._identify(identity)
+                except BaseException:
+                    stream.close()
+                    raise
+        except TimeoutError:
+            raise TimeoutError(f"{address} does not answer within {CONNECT_TIMEOUT_SECONDS:g} s") from None
+        except (ProtocolError, asyncio.IncompleteReadError) as error:
+            raise ProtocolError(f"{address} does not answer as nsqd does: {error}") from error
+
+    async def _identify(self, identity: dict[str, Any]) -> dict[str, Any]:
+        self.send(protocol.MAGIC_V2)
+        self.send(protocol.identify({"feature_negotiation": True, **identity}))
+        answer = await self.answer()
+        try:
+            negotiated: dict[str, Any] = json.loads(answer)
+            _ = negotiated["msg_timeout"]
+        except (ValueError, KeyError, TypeError):
+            raise ProtocolError(f"to IDENTIFY it says {answer[:80]!r}") from None
+        return negotiated
 
     def send(self, command: bytes) -> None:
         self._writer.write(command)
@@ -281,27 +289,27 @@ class Api:
     async def stats(self) -> Stats:
         """Read the figures of all topics."""
         query = {"format": "json", "include_clients": "false", "include_mem": "false"}
-        return _read_stats(await self._get("/stats", query), self._url)
+        return _read_stats(await self._call("GET", "/stats", query), self._url)
 
     async def create_topic(self, topic: str) -> None:
         """Make a topic; one that is there stays as it is."""
-        await self._post("/topic/create", {"topic": topic})
+        await self._call("POST", "/topic/create", {"topic": topic})
 
     async def create_channel(self, topic: str, channel: str) -> None:
         """Make a channel of a topic that is there; one that is there stays as it is."""
-        await self._post("/channel/create", {"topic": topic, "channel": channel})
+        await self._call("POST", "/channel/create", {"topic": topic, "channel": channel})
 
-    async def _get(self, path: str, query: dict[str, str]) -> Any:
-        async with self._session.get(self._url + path, params=query) as response:
-            response.raise_for_status()
-            try:
-                return await response.json(content_type=None)
-            except ValueError:
-                raise ProtocolError(f"{self._url} is not nsqd: its {path} is no JSON") from None
-
-    async def _post(self, path: str, query: dict[str, str]) -> None:
-        async with self._session.post(self._url + path, params=query) as response:
-            response.raise_for_status()
+    async def _call(self, method: str, path: str, query: dict[str, str]) -> bytes:
+        try:
+            async with self._session.request(method, self._url + path, params=query) as response:
+                response.raise_for_status()
+                return await response.read()
+        except TimeoutError:
+            raise TimeoutError(f"{self._url} does not answer within {ANSWER_TIMEOUT_SECONDS:g} s") from None
+        except aiohttp.ClientConnectorError:
+            raise
+        except aiohttp.ClientError as error:
+            raise ProtocolError(f"{self._url} does not answer {path} as nsqd does: {error}") from error
 
 
 def session() -> aiohttp.ClientSession:
@@ -309,8 +317,9 @@ def session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_SECONDS))
 
 
-def _read_stats(document: Any, url: str) -> Stats:
+def _read_stats(body: bytes, url: str) -> Stats:
     try:
+        document = json.loads(body)
         topics = [_read_topic(topic) for topic in document["topics"] or ()]
         return Stats(
             version=document["version"],
@@ -318,8 +327,8 @@ def _read_stats(document: Any, url: str) -> Stats:
             start_time=document["start_time"],
             topics={topic.name: topic for topic in topics},
         )
-    except (KeyError, TypeError):
-        raise ProtocolError(f"{url} is not nsqd: its /stats has other members") from None
+    except (ValueError, KeyError, TypeError):
+        raise ProtocolError(f"{url} does not answer /stats as nsqd does, but with {body[:80]!r}") from None
 
 
 def _read_topic(topic: dict[str, Any]) -> Topic:

@@ -18,7 +18,8 @@ log = structlog.get_logger()
 MAX_DELAY_SECONDS = 890.0
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 5.0
-_LOG_EVERY_SECONDS = 60.0
+#: seconds between two log lines about the same trouble.
+LOG_EVERY_SECONDS = 60.0
 
 
 def delay_milliseconds(retry: settings.Retry, attempt: int) -> int:
@@ -29,11 +30,11 @@ def delay_milliseconds(retry: settings.Retry, attempt: int) -> int:
 
 def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetrying:
     """Retry for ever while ``server`` fails with ``errors``: after 0.5 s doubling to 5 s, logged once a minute."""
-    logged = -_LOG_EVERY_SECONDS
+    logged = -LOG_EVERY_SECONDS
 
     def _log(state: tenacity.RetryCallState) -> None:
         nonlocal logged
-        if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
+        if time.monotonic() - logged >= LOG_EVERY_SECONDS:
             logged = time.monotonic()
             error = state.outcome.exception() if state.outcome else None
             log.warning("server.away", server=server, error=repr(error), tries=state.attempt_number)

@@ -55,7 +55,7 @@ class Address:
 def _parse_address(value: object) -> Address:
     match = _HOST_PORT.match(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("expected HOST:PORT")
+        raise ValueError(f"expected HOST:PORT, got {value!r}")
     return Address(match["host"], int(match["port"]))
 
 
@@ -332,7 +332,9 @@ def _mistakes(error: pydantic.ValidationError) -> list[str]:
     for mistake in error.errors(include_url=False, include_context=False):
         place = ".".join(str(part) for part in mistake["loc"][1:]) or "the file as a whole"
         got = mistake["input"]
-        shown = "" if isinstance(got, dict | pydantic.BaseModel) else f" (got {got!r})"
+        # Our own validators' messages say what is to be said; one of them is about a secret.
+        ours = mistake["type"] == "value_error" or isinstance(got, dict | pydantic.BaseModel)
+        shown = "" if ours else f" (got {got!r})"
         lines.append(f"{place}: {mistake['msg'].removeprefix('Value error, ')}{shown}")
     return lines
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+import confluent_kafka
+import psycopg2
 from confluent_kafka.cimpl import NewTopic
 
 from slowjobs import kafka, nsq, postgres
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from slowjobs import settings
 
 #: of request and result topics; dead letters have one, so that an offset is an id.
@@ -35,19 +40,30 @@ class Item:
         return asdict(self)
 
 
-async def setup(config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool) -> list[Item]:
+async def setup(
+    config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool
+) -> tuple[list[Item], list[str]]:
     """Make what is missing, or only say so. What is there stays as it is.
 
-    Raises confluent_kafka.KafkaException, psycopg2.Error or an error of nsq.ERRORS for a server that does not answer.
+    Returns the things, and an error for each server that does not answer or refuses: the others are set up all the
+    same.
     """
-    return [
-        *_kafka_topics(config, secrets, only_check=only_check),
-        *await _nsq_channels(config, only_check=only_check),
-        *_tables(config, secrets, only_check=only_check),
-    ]
+    items: list[Item] = []
+    errors: list[str] = []
+    parts: dict[str, Awaitable[list[Item]]] = {
+        "Kafka": asyncio.to_thread(_kafka_topics, config, secrets, only_check),
+        **{f"nsqd {host}": _nsq_channels(config, host, only_check) for host in config.nsqd.serving},
+        "PostgreSQL": asyncio.to_thread(_tables, config, secrets, only_check),
+    }
+    for server, part in parts.items():
+        try:
+            items += await part
+        except (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS) as error:
+            errors.append(f"{server}: {' '.join(str(error).split()) or repr(error)}")
+    return items, errors
 
 
-def _kafka_topics(config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool) -> list[Item]:
+def _kafka_topics(config: settings.CliSettings, secrets: settings.Credentials, only_check: bool) -> list[Item]:
     wanted = _wanted_topics(config)
     client = kafka.admin(config.kafka, secrets)
     there = client.list_topics(timeout=kafka.TIMEOUT_SECONDS).topics
@@ -72,23 +88,21 @@ def _topic(config: settings.CliSettings, name: str, partitions: int, ours: dict[
     return NewTopic(name, partitions, config={key: str(value) for key, value in merged.items()})
 
 
-async def _nsq_channels(config: settings.CliSettings, *, only_check: bool) -> list[Item]:
+async def _nsq_channels(config: settings.CliSettings, host: str, only_check: bool) -> list[Item]:
     items = []
     async with nsq.session() as session:
-        for host in config.nsqd.serving:
-            api = nsq.Api(session, config.nsqd.hosts[host].http_address)
-            topics = (await api.stats()).topics
-            for name, lane in config.lanes.items():
-                channels = {channel.name for channel in topics[name].channels} if name in topics else set()
-                there = lane.pool in channels
-                if not there and not only_check:
-                    await api.create_topic(name)
-                    await api.create_channel(name, lane.pool)
-                items.append(Item("channel", f"{name}/{lane.pool}", f"nsqd {host}", _state(there, only_check)))
+        api = nsq.Api(session, config.nsqd.hosts[host].http_address)
+        topics = (await api.stats()).topics
+        for name, lane in config.lanes.items():
+            there = name in topics and any(channel.name == lane.pool for channel in topics[name].channels)
+            if not there and not only_check:
+                await api.create_topic(name)
+                await api.create_channel(name, lane.pool)
+            items.append(Item("channel", f"{name}/{lane.pool}", f"nsqd {host}", _state(there, only_check)))
     return items
 
 
-def _tables(config: settings.CliSettings, secrets: settings.Credentials, *, only_check: bool) -> list[Item]:
+def _tables(config: settings.CliSettings, secrets: settings.Credentials, only_check: bool) -> list[Item]:
     with contextlib.closing(postgres.connect(config.postgresql, secrets, service="setup")) as connection:
         missing = postgres.missing_tables(connection)
         if missing and not only_check:

@@ -174,7 +174,7 @@ def _table(title: str, *columns: str) -> table.Table:
     made = table.Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:
         is_figure = column.removesuffix("*") != column
-        made.add_column(column.removesuffix("*"), justify="right" if is_figure else "left")
+        made.add_column(column.removesuffix("*"), justify="right" if is_figure else "left", no_wrap=not made.columns)
     return made
 
 
@@ -189,11 +189,11 @@ def _lane_table(status: Document) -> table.Table:
         "Lanes",
         "lane",
         "unfinished*",
-        "on Kafka*",
+        "Kafka*",
         "waiting*",
         "in flight*",
         "deferred*",
-        "outstanding*",
+        "in NSQ*",
         "cap*",
         "paused",
     )

@@ -26,7 +26,8 @@ def test_what_was_published_while_a_reading_was_under_way_counts_beside_it() -> 
     lane = cap.Cap(10)
     lane.end_reading(lane.begin_reading(), 0)
     mark = lane.begin_reading()
-    lane.publishing(4)
+    lane.send(4)
+    lane.settle(4)
     lane.end_reading(mark, 0)
     assert lane.outstanding == 4
     lane.end_reading(lane.begin_reading(), 4)
@@ -34,21 +35,31 @@ def test_what_was_published_while_a_reading_was_under_way_counts_beside_it() -> 
     assert lane.outstanding == 4
 
 
+def test_a_batch_that_nsqd_is_still_storing_counts_whole() -> None:
+    lane = cap.Cap(10)
+    lane.end_reading(lane.begin_reading(), 0)
+    lane.end_reading(lane.begin_reading(), 0)
+    lane.send(10)
+    for stored in (3, 7):
+        lane.end_reading(lane.begin_reading(), stored)
+        assert lane.room == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.booleans()), max_size=60), st.integers(1, 40))
 def test_the_cap_holds_whatever_workers_finish_and_whichever_single_reading_misses_one(
     steps: list[tuple[int, int, bool]], limit: int
 ) -> None:
-    """Each step: a reading begins, up to ``wanted`` are published, some finish, the reading ends (and may miss one)."""
+    """Each step: a batch is sent, a reading sees half of it stored (and may miss one more), some requests finish."""
     lane = cap.Cap(limit)
     held, missed = 0, False
     for wanted, finished, may_miss in steps:
-        mark = lane.begin_reading()
-        misses = may_miss and held > 0 and not missed
-        seen = held - 1 if misses else held
         count = min(wanted, lane.room)
-        lane.publishing(count)
+        lane.send(count)
         held += count
         assert held <= limit
-        lane.end_reading(mark, seen)
+        mark, seen = lane.begin_reading(), held - count // 2
+        misses = may_miss and seen > 0 and not missed
+        lane.end_reading(mark, seen - misses)
+        lane.settle(count)
         held -= min(finished, held)
         missed = misses

@@ -59,7 +59,7 @@ def test_all_mistakes_are_named_at_once_each_with_its_place(tmp_path: Path) -> N
     )
     said = mistakes(tmp_path, text.replace("[pool]", "[pool]\nslotz = 3\nslots = 0"))
     for place in (
-        "nsqd.hosts.svc506.tcp_address: expected HOST:PORT (got '4150')",
+        "nsqd.hosts.svc506.tcp_address: expected HOST:PORT, got '4150'",
         "lanes.fixity-check.max_outstanding:",
         "pool.slotz: Extra inputs are not permitted",
         "pool.slots: Input should be greater than or equal to 1 (got 0)",
