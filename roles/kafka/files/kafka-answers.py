@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Wait until a Kafka broker answers: kafka-answers ADDRESS PORT SECONDS.
 
-Asks for the cluster's metadata, which names a broker only once it has joined its cluster. Exit 0 then, 1 when the time is over,
-or at once when the process that systemd names in MAINPID is gone.
+Asks for the cluster's metadata, which names a broker only once it has joined its cluster. Exit 0 then, 1 when the time
+is over, or at once when the process that systemd names in MAINPID is gone.
 Kafka's own tools would do, but each is a JVM of a second or two.
 """
 
@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
 #: seconds between two tries
 INTERVAL = 0.1
@@ -18,6 +19,8 @@ INTERVAL = 0.1
 TIMEOUT = 5.0
 #: the protocol's number of the request Metadata; version 1 is understood by every release so far
 METADATA, VERSION = 3, 1
+#: of its answer: length, correlation id, number of brokers
+HEAD = struct.Struct(">iii")
 
 
 def brokers(address: str, port: int) -> int:
@@ -26,25 +29,25 @@ def brokers(address: str, port: int) -> int:
         # Header: request, version, correlation id, no client id; body: an empty list of topics.
         request = struct.pack(">hhihi", METADATA, VERSION, 1, -1, 0)
         connection.sendall(struct.pack(">i", len(request)) + request)
-        # Correlation id, then the length of the list of brokers, behind the length of the whole.
         answer = b""
-        while len(answer) < 12:
-            part = connection.recv(12 - len(answer))
+        while len(answer) < HEAD.size:
+            part = connection.recv(HEAD.size - len(answer))
             if not part:
                 raise ConnectionError("the connection was closed without an answer")
             answer += part
-    _, correlation, count = struct.unpack(">iii", answer)
+    _, correlation, count = HEAD.unpack(answer)
     if correlation != 1:
         raise ConnectionError("what answers there is not Kafka")
     return int(count)
 
 
 def main() -> None:
+    """Ask until there is an answer or no hope of one."""
     address, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     deadline = time.monotonic() + seconds
     pid = os.environ.get("MAINPID")
     while True:
-        if pid is not None and not os.path.exists(f"/proc/{pid}"):
+        if pid is not None and not Path(f"/proc/{pid}").exists():
             sys.exit("Kafka has ended")
         try:
             if brokers(address, port) > 0:

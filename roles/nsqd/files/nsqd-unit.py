@@ -22,32 +22,35 @@ WARNING = "<4>"
 
 
 def starting(directory: Path) -> None:
+    """Tell of an end that was not clean, once."""
     note = directory / NOTE
     used_before = (directory / "nsqd.dat").exists()
     last = note.read_text().strip() if note.exists() else "no note: the machine or systemd went down with it"
     if used_before and last != "success":
-        print(f"{WARNING}unclean stop: what was in flight or deferred may be lost ({last})", flush=True)
+        sys.stdout.write(f"{WARNING}unclean stop: what was in flight or deferred may be lost ({last})\n")
     note.unlink(missing_ok=True)
 
 
 def stopped(directory: Path) -> None:
+    """Note how nsqd ended."""
     # The note must be on the disk before a power cut can make a clean stop look unclean.
-    with open(directory / NOTE, "w") as note:
+    with (directory / NOTE).open("w") as note:
         note.write(os.environ.get("SERVICE_RESULT", "unknown") + "\n")
         note.flush()
         os.fsync(note.fileno())
 
 
 def answering(url: str, seconds: float) -> None:
+    """Return once nsqd answers; exit when it is gone or ``seconds`` are over."""
     deadline = time.monotonic() + seconds
     pid = os.environ["MAINPID"]
     last: object = "no answer yet"
     while True:
         # Another nsqd on the same address would answer, too.
-        if not os.path.exists(f"/proc/{pid}"):
+        if not Path(f"/proc/{pid}").exists():
             sys.exit("nsqd has ended")
         try:
-            with urllib.request.urlopen(f"{url}/ping", timeout=1) as answer:
+            with urllib.request.urlopen(f"{url}/ping", timeout=1) as answer:  # noqa: S310 (http, from the unit)
                 last = answer.read(100)
                 if last == b"OK":
                     return
@@ -59,6 +62,7 @@ def answering(url: str, seconds: float) -> None:
 
 
 def main() -> None:
+    """Do what the first argument says."""
     verb, *arguments = sys.argv[1:]
     if verb == "starting":
         starting(Path(arguments[0]))
