@@ -33,16 +33,18 @@ SERVICES = {
 }
 UNITS = (*((host, unit) for unit, (host, _) in SERVICES.items()), *((host, WORKER_UNIT) for host in WORKERS))
 
-#: tells which of the addresses in its arguments take a connection within a second.
+#: tells which of the addresses in its arguments take a connection within two seconds.
 PROBE = """
-import socket, sys
-for address in sys.argv[1:]:
+import concurrent.futures, socket, sys
+def probe(address):
     host, port = address.split(":")
     try:
-        socket.create_connection((host, int(port)), timeout=1).close()
+        socket.create_connection((host, int(port)), timeout=2).close()
         print(address)
     except OSError:
         pass
+with concurrent.futures.ThreadPoolExecutor(len(sys.argv)) as pool:
+    list(pool.map(probe, sys.argv[1:]))
 """
 
 #: writes one message to a topic as any producer could, past the checks of `slowjobs enqueue`.
@@ -93,8 +95,10 @@ def enqueue(requests: list[dict[str, object]]) -> None:
 
 def results(prefix: str) -> dict[str, str]:
     """Return the statuses of the rows whose file_id begins with the prefix, by file_id."""
-    query = f"select key ->> 0, status from job_result where kind = 'fixity' and key ->> 0 like '{prefix}%'"  # noqa: S608
-    rows = pipe("data1", ["runuser", "-u", "postgres", "--", "psql", "-At", "slowjobs", "-f", "-"], query)
+    query = (
+        f"select key::jsonb ->> 0, status from job_result where kind = 'fixity' and key::jsonb ->> 0 like '{prefix}%'"  # noqa: S608
+    )
+    rows = pipe("data1", ["runuser", "-u", "postgres", "--", "psql", "-At", "-v", "ON_ERROR_STOP=1", "slowjobs"], query)
     return dict(row.split("|") for row in rows.splitlines())
 
 
@@ -225,7 +229,7 @@ def test_secrets_are_for_root_alone(control: Host) -> None:
     for name in folder.listdir():
         file = control.file(f"{folder.path}/{name}")
         assert (file.mode, file.user) == (0o600, "root")
-        assert control.run("grep -rqF -- $(cat %s) /etc/slowjobs --include=*.toml", file.path).rc == 1
+        assert control.run("grep -rqF --include=*.toml -- $(cat %s) /etc/slowjobs", file.path).rc == 1
     for worker in WORKERS:
         assert container(worker).file(folder.path).listdir() == []
 
