@@ -175,7 +175,9 @@ class Bridge:
                     lane.cap.forget()
             else:
                 for lane, mark in zip(lanes, marks, strict=True):
-                    lane.cap.end_reading(mark, _outstanding(readings, lane))
+                    topics = [reading.topics[lane.name] for reading in readings if lane.name in reading.topics]
+                    held = sum(topic.outstanding(lane.channel) for topic in topics)
+                    lane.cap.end_reading(mark, held, copying=any(topic.depth for topic in topics))
                     _OUTSTANDING.labels(lane.name).set(lane.cap.outstanding or 0)
             self._read.set()
             self._read.clear()
@@ -232,8 +234,3 @@ class Bridge:
                 _DEAD.labels(lane.name, error.reason).inc()
                 log.warning("bridge.dead_letter", lane=lane.name, position=str(position), reason=error.reason)
         return bodies
-
-
-def _outstanding(readings: Iterable[nsq.Stats], lane: _Lane) -> int:
-    topics = (reading.topics.get(lane.name) for reading in readings)
-    return sum(topic.outstanding(lane.channel) for topic in topics if topic)
