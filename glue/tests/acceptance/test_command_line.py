@@ -122,7 +122,7 @@ def test_status_with_half_the_system_down_prints_the_rest_and_exits_1(make_syste
     assert lane["unpublished"] is None
     assert lane["waiting"] == 0
     assert status["workers"][0]["reachable"] is True
-    assert "Kafka" in str(status["errors"])
+    assert "kafka" in str(status["errors"])
     system.services.kafka.start()
 
     system.services.nsqd.stop()
@@ -189,7 +189,7 @@ def test_check_proves_every_connection(make_system: MakeSystem) -> None:
     assert json.loads(system.run("check", "--json").stdout)["v"] == 1
     system.services.postgresql.stop()
     said = system.run("check", expect=1)
-    assert "PostgreSQL" in said.stdout + said.stderr
+    assert "FAILED  postgresql" in said.stdout
 
 
 def test_enqueue_sends_what_is_good_and_writes_the_rest_with_reasons_to_a_rejects_file(
@@ -215,8 +215,8 @@ def test_enqueue_sends_what_is_good_and_writes_the_rest_with_reasons_to_a_reject
     rejects = [json.loads(line) for line in (system.folder / "requests.jsonl.rejects.jsonl").read_text().splitlines()]
     assert [reject["reason"] for reject in rejects] == list(bad.values())
     assert [reject["line"] for reject in rejects] == list(range(151, 151 + len(bad)))
-    assert "300" in said.stdout + said.stderr
-    assert str(len(bad)) in said.stdout + said.stderr
+    assert "300 requests acknowledged" in said.stdout
+    assert "2 not sent: not-json" in said.stdout
 
     # From a pipe, and this time all of it good.
     system.run("enqueue", system.lane, "-", input_=request("piped") + b"\n")

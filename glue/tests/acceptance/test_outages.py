@@ -30,9 +30,9 @@ def _flowing(make_system: MakeSystem) -> System:
     return system
 
 
-def _goes_on(system: System, seconds: float = 60) -> None:
-    system.wait_for_results(IDS, seconds)
-    wait_until(lambda: len(system.request_rows()), 20, "all request rows", accept=lambda rows: rows == len(IDS))
+def _goes_on(system: System, *, more: int = 0) -> None:
+    system.wait_for_results(IDS, 60)
+    wait_until(lambda: len(system.request_rows()), 20, "all request rows", accept=lambda rows: rows == len(IDS) + more)
     wait_until(system.outstanding, 20, "NSQ to hold nothing", accept=lambda left: left == 0)
     assert system.dead_letters() == []
     assert [process.exit_status for process in system.processes] == [None] * len(system.processes)
@@ -58,10 +58,13 @@ def test_work_goes_on_after_postgresql_was_away(make_system: MakeSystem) -> None
     system.services.postgresql.stop()
     # Only the rows wait for it: requests go on being worked on.
     results = len(system.results())
+    more = range(len(IDS), len(IDS) + 200)
+    system.send_requests(more)
+    wait_until(lambda: len(system.results()), 30, "results", accept=lambda count: count >= results + 200)
     time.sleep(OUTAGE_SECONDS)
-    assert len(system.results()) > results + 100
     system.services.postgresql.start()
-    _goes_on(system)
+    system.wait_for_results(more, 60)
+    _goes_on(system, more=len(more))
 
 
 def test_work_goes_on_after_nsqd_was_stopped_in_good_order(make_system: MakeSystem) -> None:
@@ -118,8 +121,11 @@ def test_a_task_that_ends_while_kafka_is_away_runs_once(make_system: MakeSystem)
     assert handlers.runs(system) == dict.fromkeys(range(4), 1)
 
 
-def test_requests_come_back_when_a_worker_and_its_host_are_gone(make_system: MakeSystem) -> None:
-    system = make_system(handler=handlers.GATED, slots=4, worker_hosts=("worker1", "worker2"))
+def test_requests_of_a_worker_that_stands_still_go_to_another(make_system: MakeSystem) -> None:
+    # While the frozen worker's connection is open nsqd goes on giving to it, and each of these deliveries counts.
+    system = make_system(
+        handler=handlers.GATED, slots=4, worker_hosts=("worker1", "worker2"), pool={"max_attempts": 100}
+    )
     first, second = system.workers.values()
     system.setup()
     system.send_requests(range(4))
@@ -128,8 +134,9 @@ def test_requests_come_back_when_a_worker_and_its_host_are_gone(make_system: Mak
     first.freeze()
     handlers.open_gate(system)
     system.start(second)
-    system.wait_for_results(range(4), 30)
-    # Back from the dead: what it still runs is somebody else's by now, and no harm.
+    wait_until(system.result_rows, 30, "a result of the second worker")
+    # Back from the dead: what it ran is somebody else's by now, and no harm.
     first.thaw()
+    system.wait_for_results(range(4), 30)
     wait_until(system.outstanding, 20, "NSQ to hold nothing", accept=lambda left: left == 0)
     assert system.trouble() is None
