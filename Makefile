@@ -3,6 +3,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Ansible insists on UTF-8.
 export LC_ALL := C.UTF-8
 
+CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/slowjobs
 SCENARIO ?= nsqd site
 # Named, or molecule would look for it at the top of a git repository.
 MOLECULE := molecule --base-config $(CURDIR)/.config/molecule/config.yml
@@ -30,6 +31,7 @@ demo: up deploy ## From nothing to results: hosts, deployment, thousands of real
 
 down: control ## Take the local hosts away with all that is on them; image and archives stay cached
 	@ansible-playbook playbooks/local-down.yml
+	@echo "Kept for the next time: the hosts' image in podman (localhost/slowjobs-host) and the cache folder $(CACHE)"
 
 lint: lint-yaml lint-ansible lint-shell lint-python ## Style, types and syntax of everything
 
