@@ -256,6 +256,12 @@ def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
     assert "Nothing was changed" in refused.stdout
 
 
+def test_another_nsqd_host_is_refused_while_the_bridge_publishes_to_the_old_one() -> None:
+    refused = playbook("preflight.yml", {"preflight_before_deployment": True, "nsqd_active_host": "svc507"})
+    assert refused.returncode != 0
+    assert "got svc507, but the bridge publishes to svc506. Nothing was changed." in refused.stdout
+
+
 def test_a_command_that_does_not_exist_is_refused_before_a_worker_is_restarted() -> None:
     def looks() -> list[tuple[str, str]]:
         return [
