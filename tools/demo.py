@@ -12,6 +12,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -56,7 +57,9 @@ class Run:
 
 def on(host: str, *command: str, data: str | None = None) -> str:
     """Run a command on a local host and return what it printed. Raises CalledProcessError, after showing its errors."""
-    argv = ["podman", "exec", "--interactive", f"slowjobs-{host}", *command]
+    # The local hosts are root's containers.
+    owner = [] if os.geteuid() == 0 else ["sudo"]
+    argv = [*owner, "podman", "exec", "--interactive", f"slowjobs-{host}", *command]
     try:
         return subprocess.run(argv, input=data or "", capture_output=True, text=True, check=True).stdout
     except subprocess.CalledProcessError as error:
@@ -71,7 +74,7 @@ def tamper() -> None:
 
 
 def packaged_files(count: int, run: str) -> list[dict[str, str]]:
-    """Return ``count`` requests: files of the worker's packages, evenly over all of them, the tampered ones included."""
+    """Return ``count`` requests: files of the worker's packages, evenly over all, the tampered ones included."""
     listed = on("worker1", "sh", "-c", "cd /var/lib/dpkg/info && grep --with-filename . *.md5sums").splitlines()
     requests = []
     for line in listed:
@@ -98,10 +101,11 @@ def send(requests: list[dict[str, str]]) -> None:
 
 def results(run: Run) -> collections.Counter[str]:
     """Return ``status -> results`` of this run, from PostgreSQL."""
+    # Constants of this file, and a time.
     query = f"""
         SELECT result.status, count(*) FROM job_request AS request JOIN job_result AS result USING (kind, key)
         WHERE kind = '{KIND}' AND request.request ->> 'run' = '{run.name}' AND result.updated >= '{run.began}'
-        GROUP BY 1"""
+        GROUP BY 1"""  # noqa: S608
     rows = on("data1", "runuser", "-u", "postgres", "--", "psql", "-d", "slowjobs", "-AtF", " ", "-c", query)
     return collections.Counter({status: int(count) for status, count in map(str.split, rows.splitlines())})
 

@@ -186,6 +186,7 @@ class Worker:
         task = _Task(lane, assignment, subscription, message)
         self._tasks[message.id] = task
         task.work = asyncio.create_task(self._work(task, outcome, producer))
+        task.work.add_done_callback(lambda work: self._ended(task, work))
 
     def _attempts_left(self, message: nsq.Message) -> outcomes.Reject | None:
         """Return the end of a request that was delivered too often without an answer: it may kill its worker."""
@@ -196,19 +197,23 @@ class Worker:
     # Working
 
     async def _work(self, task: _Task, outcome: outcomes.Outcome | None, producer: kafka.Producer) -> None:
-        try:
-            if outcome is None:
-                async with self._slots:
-                    outcome = await self._run(task)
-            # The slot is free; the acknowledgement goes on beside it.
-            await self._answer(task, outcome, producer)
-        except asyncio.CancelledError:
-            # Ended by a stop: given back. Dropped with its connection: that is closed, so this sends nothing.
+        if outcome is None:
+            async with self._slots:
+                outcome = await self._run(task)
+        # The slot is free; the acknowledgement goes on beside it.
+        await self._answer(task, outcome, producer)
+
+    def _ended(self, task: _Task, work: asyncio.Task[None]) -> None:
+        """Forget a task. One that was cancelled, also before its first step, or that failed here is given back."""
+        del self._tasks[task.message.id]
+        if work.cancelled():
+            # Dropped with its connection: that is closed, so this sends nothing.
             task.subscription.requeue(task.message, 0)
-            raise
-        finally:
-            del self._tasks[task.message.id]
-            self._ask()
+        elif error := work.exception():
+            log.error("worker.failed", **task.about(), exc_info=error)
+            delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts)
+            task.subscription.requeue(task.message, delay)
+        self._ask()
 
     async def _run(self, task: _Task) -> outcomes.Outcome:
         task.begun, task.started = time.monotonic(), documents.now()
