@@ -133,13 +133,13 @@ def plain_http_server() -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("whose", ["Kafka", "an HTTP server"])
+@pytest.mark.parametrize("whose", ["kafka", "http-server"])
 @pytest.mark.parametrize("port", ["http_address", "tcp_address"])
 def test_an_address_where_something_else_answers_is_named(
     system: System, plain_http_server: str, whose: str, port: str
 ) -> None:
     system.setup()
-    address = system.services.kafka.address if whose == "Kafka" else plain_http_server
+    address = system.services.kafka.address if whose == "kafka" else plain_http_server
     system.documents["slowjobs"]["nsqd"]["hosts"]["svc506"][port] = address
     system.write()
     said = system.run("check", expect=1)
