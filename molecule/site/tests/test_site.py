@@ -102,10 +102,10 @@ def results(prefix: str) -> dict[str, str]:
     return dict(row.split("|") for row in rows.splitlines())
 
 
-def playbook(name: str, variables: dict[str, object]) -> subprocess.CompletedProcess[str]:
+def playbook(name: str, variables: dict[str, object], inventory: Path = INVENTORY) -> subprocess.CompletedProcess[str]:
     command = [
         str(Path(sys.executable).parent / "ansible-playbook"),
-        f"--inventory={INVENTORY}",
+        f"--inventory={inventory}",
         f"--extra-vars={json.dumps(variables)}",
         str(ROOT / "playbooks" / name),
     ]
@@ -254,6 +254,16 @@ def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
     assert refused.returncode != 0
     assert "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (fixity)" in refused.stdout
     assert "Nothing was changed" in refused.stdout
+
+
+def test_the_example_makes_sense_but_is_not_deployed_without_its_secrets() -> None:
+    example = ROOT / "inventory" / "example"
+    assert playbook("preflight.yml", {}, example).returncode == 0
+    refused = playbook("preflight.yml", {"preflight_before_deployment": True}, example)
+    assert refused.returncode != 0
+    assert (
+        "slowjobs_kafka_secret_properties[sasl.password], slowjobs_postgresql_password: got nothing" in refused.stdout
+    )
 
 
 def test_another_nsqd_host_is_refused_while_the_bridge_publishes_to_the_old_one() -> None:
