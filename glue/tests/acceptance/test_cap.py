@@ -55,11 +55,11 @@ def test_outstanding_stays_at_or_below_the_cap_with_20000_requests_waiting(make_
     with Sampler(system) as sampler:
         system.start(system.bridge, system.worker)
         wait_until(system.outstanding, 30, "the lane to fill up", accept=lambda held: held >= 0.95 * CAP)
-        wait_until(lambda: len(system.results()), 60, "400 results", accept=lambda count: count >= 400)
+        wait_until(lambda: len(system.results()), 60, "800 results", accept=lambda count: count >= 800)
         # One that starts again knows nothing of what it published, except from nsqd.
         system.bridge.kill()
         system.bridge.start()
-        wait_until(lambda: len(system.results()), 60, "800 results", accept=lambda count: count >= 800)
+        wait_until(lambda: len(system.results()), 60, "2000 results", accept=lambda count: count >= 2000)
         assert system.channel()["deferred_count"] > 0
 
     assert max(sampler.samples) <= CAP

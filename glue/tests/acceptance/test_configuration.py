@@ -154,12 +154,12 @@ def test_kafka_and_postgresql_addresses_where_something_else_answers_are_named(s
     system.documents["slowjobs"]["kafka"]["properties"]["bootstrap.servers"] = services.nsqd.tcp_address
     system.write()
     said = system.run("check", expect=1)
-    assert "FAILED  kafka" in said.stdout
+    assert "FAILED  Kafka" in said.stdout
     system.documents["slowjobs"]["kafka"]["properties"]["bootstrap.servers"] = good
     system.documents["slowjobs"]["postgresql"]["dsn"] = "host=127.0.0.1 port={} dbname=x user=slowjobs".format(
         good.split(":")[1]
     )
     system.write()
     said = system.run("check", expect=1)
-    assert "FAILED  postgresql" in said.stdout
+    assert "FAILED  PostgreSQL" in said.stdout
     assert "Traceback" not in said.stderr

@@ -152,17 +152,29 @@ class Tail:
             }
         )
         self.messages: list[Message] = []
-        self._assigned = False
+        #: partition -> the next offset
+        self._read: dict[int, int] = {}
 
     def poll(self) -> list[Message]:
-        """Read what there is now and return all that was ever read."""
-        if not self._assigned:
+        """Read up to what is the end now, and return all that was ever read."""
+        if not self._read:
             partitions = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
+            self._read = dict.fromkeys(partitions, 0)
             self._consumer.assign([TopicPartition(self._topic, partition, 0) for partition in partitions])
-            self._assigned = True
-        while found := self._consumer.consume(1000, timeout=0.2):
-            self.messages += [message for message in found if message.error() is None]
+        ends = {partition: self._end(partition) for partition in self._read}
+        while any(self._read[partition] < end for partition, end in ends.items()):
+            for message in self._consumer.consume(1000, timeout=0.05):
+                error = message.error()
+                if error is None:
+                    self.messages.append(message)
+                    self._read[message.partition()] = message.offset() + 1
+                elif not error.retriable():
+                    raise KafkaException(error)
         return self.messages
+
+    def _end(self, partition: int) -> int:
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=20)
+        return int(end)
 
     def values(self) -> list[bytes]:
         return [message.value() or b"" for message in self.poll()]
