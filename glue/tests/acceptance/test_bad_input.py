@@ -168,6 +168,16 @@ def test_what_is_too_large_even_for_a_dead_letter_does_not_stop_the_lane(make_sy
     assert letter["reason"] in {"not-json", "too-large"}
 
 
+def test_large_requests_go_through_although_nsqd_takes_no_batch_of_them(make_system: MakeSystem) -> None:
+    """Each is below nsqd's max-msg-size, and six of them are above its max-body-size."""
+    system = make_system()
+    system.setup()
+    ids = [f"large-{number}" for number in range(20)]
+    system.send_requests(ids, text="x" * 900_000)
+    system.start()
+    system.wait_for_results(ids, 40)
+
+
 def test_a_message_published_to_nsqd_by_hand_is_worked_on(make_system: MakeSystem) -> None:
     system = make_system()
     system.setup()

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from support.sampler import SAMPLES_A_SECOND, Sampler
 from support.system import request
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from support.system import MakeSystem, System
+    from support.system import MakeSystem
 
 pytestmark = pytest.mark.acceptance
 
 CAP = 1000
-SAMPLES_A_SECOND = 20
-
-
-class Sampler:
-    """Reads how much NSQ owes of a lane, twenty times a second, beside the test."""
-
-    def __init__(self, system: System) -> None:
-        self.samples: list[int] = []
-        self._system = system
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-
-    def __enter__(self) -> Sampler:
-        self._started = time.monotonic()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.seconds = time.monotonic() - self._started
-
-    def _sample(self) -> None:
-        while not self._ended.wait(1 / SAMPLES_A_SECOND):
-            self.samples.append(self._system.outstanding())
 
 
 def test_outstanding_stays_at_or_below_the_cap_with_20000_requests_waiting(make_system: MakeSystem) -> None:
