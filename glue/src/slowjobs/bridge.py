@@ -57,8 +57,15 @@ class _Lane:
         self.arrived.set()
 
     def take(self, count: int) -> list[kafka.Record]:
-        taken = [self.fetched.popleft() for _ in range(min(count, len(self.fetched)))]
-        self.fetched_bytes -= sum(len(record.value) for record in taken)
+        """Return at least one and at most ``count`` of what was fetched, as one MPUB can carry them."""
+        taken: list[kafka.Record] = []
+        size = 0
+        while self.fetched and len(taken) < count:
+            if taken and size + len(self.fetched[0].value) > nsq.MAX_BATCH_BYTES:
+                break
+            taken.append(self.fetched.popleft())
+            size += len(taken[-1].value)
+        self.fetched_bytes -= size
         if not self.fetched:
             self.arrived.clear()
         return taken
@@ -200,24 +207,26 @@ class Bridge:
                 self._done[record.position.partition_of] = record.position.offset + 1
 
     async def _publish(self, lane: _Lane, publisher: nsq.Publisher, bodies: list[bytes]) -> None:
-        while True:
-            async for attempt in retry.while_away("nsqd", *nsq.ERRORS):
-                with attempt:
-                    await publisher.connect()
-            async with lane.publishing:
-                lane.cap.send(len(bodies))
-                try:
-                    await publisher.publish(lane.name, bodies)
-                except nsq.ERRORS as error:
-                    log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
-                else:
-                    _PUBLISHED.labels(lane.name).inc(len(bodies))
-                    return
-                finally:
-                    lane.cap.settle(len(bodies))
+        """Publish a batch; one without an answer again, once nsqd's figures were read anew and leave room for it."""
+        async for attempt in retry.while_away(f"nsqd {self._config.nsqd.active}", *nsq.ERRORS):
+            with attempt:
+                await publisher.connect()
+                while lane.cap.room < len(bodies):
+                    await self._read.wait()
+                async with lane.publishing:
+                    await self._send(lane, publisher, bodies)
+
+    async def _send(self, lane: _Lane, publisher: nsq.Publisher, bodies: list[bytes]) -> None:
+        lane.cap.send(len(bodies))
+        try:
+            await publisher.publish(lane.name, bodies)
+        except nsq.ERRORS as error:
+            log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
             lane.cap.forget()
-            while lane.cap.room < len(bodies):
-                await self._read.wait()
+            raise
+        finally:
+            lane.cap.settle(len(bodies))
+        _PUBLISHED.labels(lane.name).inc(len(bodies))
 
     async def _bodies(self, lane: _Lane, batch: Iterable[kafka.Record], producer: kafka.Producer) -> list[bytes]:
         """Return what goes to NSQ; what cannot go there is a dead letter, safe on Kafka before this returns."""

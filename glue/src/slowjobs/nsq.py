@@ -31,6 +31,8 @@ ANSWER_TIMEOUT_SECONDS = 10.0
 HEARTBEAT_SECONDS = 10.0
 #: messages of one MPUB; with sync-every=1 each costs nsqd an fsync, and 100 of them 0.3 s.
 MAX_BATCH = 100
+#: bytes of the requests in one MPUB; nsqd's --max-body-size is 5 MiB, and our members come on top.
+MAX_BATCH_BYTES = 4 * 1024 * 1024
 #: a frame begins with its type; none of ours comes near the largest: nsqd's --max-msg-size is 1 MiB.
 _FRAME_TYPE_BYTES = 4
 _MAX_FRAME_BYTES = 64 * 1024 * 1024
