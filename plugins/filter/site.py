@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 #: A pool's state port unless it names another.
 STATE_PORT = 9310
-#: seconds; the worker's own defaults, for the sum that nsqd's limit must exceed.
+#: seconds; the worker's own defaults.
 TASK_TIMEOUT_SECONDS = 300
 PARK_LIMIT_SECONDS = 1800
 DELIVERY_MARGIN_SECONDS = 60
 #: requests; the ledger's commit holds no more positions of one lane.
 MAX_OUTSTANDING_LIMIT = 1250
+DEAD_LETTERS_TOPIC = "slowjobs-dead-letters"
 
 _NSQ_NAME = re.compile(r"[.a-zA-Z0-9_-]{1,64}")
 _KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -29,6 +31,9 @@ _POOL_MEMBERS = {
     "handler", "files", "slots", "hosts", "max_concurrent", "state_port", "task_timeout_seconds",
     "drain_timeout_seconds", "max_attempts", "retry", "result_topic",
 }  # fmt: skip
+_HANDLER_MEMBERS = {"command"}
+_RETRY_MEMBERS = {"base_seconds", "cap_seconds"}
+_FILE_MEMBERS = {"src", "dest"}
 #: What else listens on a host, by group.
 _PORTS = {
     "kafka": {9092: "Kafka", 9093: "Kafka's controller"},
@@ -42,6 +47,31 @@ _OUR_GROUPS = ("kafka", "postgresql", "nsqd", "bridge", "persister", "worker")
 Site = Mapping[str, Any]
 
 
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(good: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(good, value))
+
+
+Shape = tuple[Callable[[object], bool], str]
+_MAPPING: Shape = (_is_mapping, "a mapping whose names are text")
+_TEXT: Shape = (_is_text, "text")
+_MAPPINGS: Shape = (_is_list_of(_is_mapping), "a list of mappings")
+_NAMES: Shape = (_is_list_of(_is_text), "a list of names")
+#: What the rules take apart, so it has to have that shape before they look at it.
+_SHAPES: dict[str, dict[str, Shape]] = {
+    "kinds": {},
+    "pools": {"handler": _MAPPING, "files": _MAPPINGS, "hosts": _NAMES, "retry": _MAPPING},
+    "lanes": {"kind": _TEXT, "pool": _TEXT, "kafka_topic": _TEXT},
+}
+
+
 def pool_instances(pools: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[str, object]]:
     """Return one item for each pool and host that runs it."""
     return [
@@ -49,6 +79,23 @@ def pool_instances(pools: Mapping[str, Any], hosts: Sequence[str]) -> list[dict[
         for name, pool in sorted(pools.items())
         for host in pool.get("hosts", hosts)
     ]
+
+
+def _task_seconds(pool: Mapping[str, Any]) -> float:
+    return float(pool.get("task_timeout_seconds", TASK_TIMEOUT_SECONDS))
+
+
+def longest_task_seconds(pools: Mapping[str, Any]) -> int:
+    """Return the longest time that a request of any pool may run, in whole seconds."""
+    return math.ceil(max(map(_task_seconds, pools.values()), default=0))
+
+
+def longest_delivery_seconds(pools: Mapping[str, Any]) -> int:
+    """Return how long nsqd may see one delivery of any pool.
+
+    Held, parked and running share one delivery, and a parked request may still run for its whole time limit.
+    """
+    return 2 * longest_task_seconds(pools) + PARK_LIMIT_SECONDS + DELIVERY_MARGIN_SECONDS
 
 
 def _list(names: object) -> str:
@@ -102,7 +149,7 @@ def _nsqd(site: Site) -> Iterator[str]:
             task = pool.get("task_timeout_seconds", TASK_TIMEOUT_SECONDS)
             if not isinstance(task, int | float):
                 continue
-            longest = 2 * task + PARK_LIMIT_SECONDS + DELIVERY_MARGIN_SECONDS
+            longest = longest_delivery_seconds({name: pool})
             if limit <= longest:
                 yield (
                     f"{host}: nsqd_max_msg_timeout_seconds: got {limit}, wanted more than {longest} (twice pool "
@@ -117,9 +164,10 @@ def _servers(site: Site) -> Iterator[str]:
         ("postgresql", "slowjobs_postgresql_dsn", site["postgresql_dsn"]),
     ):
         if given and site["groups"][group]:
+            # Without its value, which may hold a password in the wrong place.
             yield (
-                f"{variable}: got {given!r} beside hosts in group {group} ({_list(site['groups'][group])}), wanted one "
-                "of the two. Empty the group to use what exists, or take the variable out."
+                f"{variable}: given beside hosts in group {group} ({_list(site['groups'][group])}), wanted one of the "
+                "two. Empty the group to use what exists, or take the variable out."
             )
         if not given and not site["groups"][group]:
             yield (
@@ -178,6 +226,8 @@ def _lanes(site: Site) -> Iterator[str]:
             yield f"{place}.max_outstanding: got {got!r}, wanted 1 to {MAX_OUTSTANDING_LIMIT} requests."
         if not _whole(lane.get("weight", 1), 1):
             yield f"{place}.weight: got {lane['weight']!r}, wanted a whole number from 1."
+        if not isinstance(lane.get("safe_to_empty", False), bool):
+            yield f"{place}.safe_to_empty: got {lane['safe_to_empty']!r}, wanted true or false."
 
 
 def _pools(site: Site) -> Iterator[str]:
@@ -195,7 +245,9 @@ def _pools(site: Site) -> Iterator[str]:
                 f"{place}: got {len(lanes)} lanes ({_list(lanes)}), wanted one, which is what a worker serves. "
                 "Give each lane a pool of its own."
             )
-        command = (pool.get("handler") or {}).get("command")
+        handler = pool.get("handler", {})
+        yield from _unknown_members(f"{place}.handler", handler, _HANDLER_MEMBERS)
+        command = handler.get("command")
         if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
             yield (
                 f"{place}.handler.command: got {command!r}, wanted a list: the program and its arguments, "
@@ -206,6 +258,8 @@ def _pools(site: Site) -> Iterator[str]:
             yield f"{place}.result_topic: got {result_topic!r}, wanted the Kafka topic for its results."
         elif result_topic in topics:
             yield f"{place}.result_topic: got {result_topic}, which is lane {topics[result_topic]}'s own Kafka topic."
+        elif result_topic == DEAD_LETTERS_TOPIC:
+            yield f"{place}.result_topic: got {result_topic}, which is the topic of dead letters. Name another."
         yield from _pool_figures(place, pool)
         yield from _pool_files(place, pool, site["directory"])
         yield from _pool_hosts(place, pool, site["groups"]["worker"])
@@ -215,7 +269,9 @@ def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
     for member in ("slots", "max_concurrent", "max_attempts"):
         if member in pool and not _whole(pool[member], 1):
             yield f"{place}.{member}: got {pool[member]!r}, wanted a whole number from 1."
-    figures = {**pool, **{f"retry.{name}": value for name, value in pool.get("retry", {}).items()}}
+    retry = pool.get("retry", {})
+    yield from _unknown_members(f"{place}.retry", retry, _RETRY_MEMBERS)
+    figures = {**pool, **{f"retry.{name}": value for name, value in retry.items()}}
     for member, value in figures.items():
         if member.endswith("_seconds") and (not isinstance(value, int | float) or value <= 0):
             yield f"{place}.{member}: got {value!r}, wanted seconds, more than 0."
@@ -225,6 +281,7 @@ def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
 
 def _pool_files(place: str, pool: Mapping[str, Any], directory: str) -> Iterator[str]:
     for number, file in enumerate(pool.get("files", [])):
+        yield from _unknown_members(f"{place}.files[{number}]", file, _FILE_MEMBERS)
         source, target = file.get("src"), file.get("dest")
         if not isinstance(source, str) or not (Path(directory) / source).is_file():
             yield f"{place}.files[{number}].src: got {source!r}, wanted a file, seen from {directory}."
@@ -257,6 +314,8 @@ def _ports(site: Site) -> Iterator[str]:
     }
     for instance in pool_instances(site["pools"], groups["worker"]):
         pool, host, port = f"{instance['pool']}", f"{instance['host']}", instance["state_port"]
+        if not _whole(port, 1):
+            continue
         other = used.setdefault((host, port), f"pool {pool}")
         if other != f"pool {pool}":
             yield (
@@ -271,14 +330,28 @@ RULES: tuple[Callable[[Site], Iterator[str]], ...] = (
 )  # fmt: skip
 
 
+def _misshapen(site: Site) -> Iterator[str]:
+    if not _is_mapping(site["kafka_properties"]):
+        yield "slowjobs_kafka_properties: wanted a mapping from librdkafka's properties to their values."
+    if not _is_text(site["postgresql_dsn"]):
+        yield "slowjobs_postgresql_dsn: wanted text, such as host=db1 dbname=slowjobs user=slowjobs."
+    for table, members in _SHAPES.items():
+        items = site[table]
+        if not _is_mapping(items) or not all(map(_is_mapping, items.values())):
+            yield f"slowjobs_{table}: got {items!r}, wanted a mapping from names to mappings of their members."
+            continue
+        for name, item in sorted(items.items()):
+            for member, (good, wanted) in members.items():
+                if member in item and not good(item[member]):
+                    yield (
+                        f"slowjobs_{table}.{name}.{member}: got {item[member]!r}, wanted {wanted}. "
+                        "Correct it, or take the member out."
+                    )
+
+
 def inventory_errors(site: Site) -> list[str]:
     """Return every mistake in an inventory: where, what was got, what was wanted, what to do."""
-    mistyped = [
-        f"slowjobs_{name}: got {site[name]!r}, wanted a mapping from names to their members."
-        for name in ("kinds", "pools", "lanes")
-        if not isinstance(site[name], Mapping) or not all(isinstance(value, Mapping) for value in site[name].values())
-    ]
-    return mistyped or [error for rule in RULES for error in rule(site)]
+    return list(_misshapen(site)) or [error for rule in RULES for error in rule(site)]
 
 
 def is_placeholder(value: object) -> bool:
@@ -293,6 +366,8 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "pool_instances": pool_instances,
+            "longest_task_seconds": longest_task_seconds,
+            "longest_delivery_seconds": longest_delivery_seconds,
             "inventory_errors": inventory_errors,
             "is_placeholder": is_placeholder,
         }

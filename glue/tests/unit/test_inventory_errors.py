@@ -99,7 +99,10 @@ MISTAKES = {
     "an active host elsewhere": (spoil("nsqd_active_host", "svc508"), "nsqd_active_host: got 'svc508'"),
     "Kafka twice": (spoil("kafka_properties/bootstrap.servers", "kafka:9092"), "wanted one of the two"),
     "no Kafka": (spoil("groups/kafka", []), "group kafka is empty"),
-    "PostgreSQL twice": (spoil("postgresql_dsn", "host=db"), "slowjobs_postgresql_dsn: got 'host=db'"),
+    "PostgreSQL twice": (
+        spoil("postgresql_dsn", "host=db"),
+        "slowjobs_postgresql_dsn: given beside hosts in group postgresql",
+    ),
     "no PostgreSQL": (spoil("groups/postgresql", []), "group postgresql is empty"),
     "a password in the open": (spoil("kafka_properties/sasl.password", "x"), "slowjobs_kafka_secret_properties"),
     "a key's password in the open": (spoil("kafka_properties/ssl.key.password", "x"), "Move it to"),
@@ -141,6 +144,14 @@ MISTAKES = {
         spoil("pools/fixity/task_timeout_seconds", 9870),
         "got 21600, wanted more than 21600",
     ),
+    "a retry's member misspelt": (spoil("pools/fixity/retry", {"base": 5}), "fixity.retry.base: unknown member"),
+    "a command for a handler": (spoil("pools/fixity/handler", "check.py"), "handler: got 'check.py', wanted a mapping"),
+    "one host for a list": (spoil("pools/fixity/hosts", "worker1"), "fixity.hosts: got 'worker1', wanted a list"),
+    "text for true": (spoil("lanes/fixity-check/safe_to_empty", "yes"), "safe_to_empty: got 'yes', wanted true"),
+    "results among dead letters": (
+        spoil("pools/fixity/result_topic", "slowjobs-dead-letters"),
+        "which is the topic of dead letters",
+    ),
     "a port taken on its host": (spoil("groups/persister", ["worker1"]), None),
 }
 
@@ -162,6 +173,41 @@ def test_two_pools_on_one_host_need_two_state_ports(site: Site) -> None:
     assert error.startswith("slowjobs_pools.other.state_port: got 9310, which pool fixity uses on worker2, too.")
     site["pools"]["other"]["state_port"] = 9311
     assert site_facts.inventory_errors(site) == []
+
+
+#: members that are not given in the fixture, too
+MEMBERS = [
+    *("kafka_properties", "postgresql_dsn", "nsqd_active_host", "kinds", "pools", "lanes", "kinds/fixity"),
+    *("pools/fixity", "lanes/fixity-check", "kinds/fixity/type", "kinds/fixity/key", "addresses/worker1"),
+    *(f"lanes/fixity-check/{member}" for member in sorted(site_facts._LANE_MEMBERS)),
+    *(f"pools/fixity/{member}" for member in sorted(site_facts._POOL_MEMBERS)),
+    *("pools/fixity/handler/command", "pools/fixity/files/0", "pools/fixity/files/0/src", "pools/fixity/files/0/dest"),
+    *("pools/fixity/retry/base_seconds", "pools/fixity/retry/cap_seconds"),
+]
+
+
+@pytest.mark.parametrize("value", [None, "x", 7, ["x"], [7], {"x": 7}, {7: "x"}], ids=repr)
+@pytest.mark.parametrize("path", MEMBERS)
+def test_no_value_ends_the_look_with_an_exception(site: Site, path: str, value: object) -> None:
+    site["pools"]["fixity"]["retry"] = {}
+    *way, last = path.split("/")
+    place: Any = site
+    for step in way:
+        place = place[int(step) if step.isdigit() else step]
+    place[int(last) if last.isdigit() else last] = value
+    assert all(isinstance(error, str) for error in site_facts.inventory_errors(site))
+
+
+def test_no_password_is_told(site: Site) -> None:
+    site["postgresql_dsn"] = "host=db password=hunter2"
+    assert "hunter2" not in str(site_facts.inventory_errors(site))
+
+
+def test_the_slowest_pool_tells_how_long_nsqd_has_to_wait() -> None:
+    pools = {"quick": {"task_timeout_seconds": 0.5}, "slow": {"task_timeout_seconds": 900}, "default": {}}
+    assert site_facts.longest_task_seconds(pools) == 900
+    assert site_facts.longest_delivery_seconds(pools) == 2 * 900 + 1800 + 60
+    assert site_facts.longest_task_seconds({}) == 0
 
 
 def test_all_mistakes_are_told_at_once(site: Site) -> None:
