@@ -43,7 +43,7 @@ lint-ansible: control
 	ansible-lint --config-file .config/ansible-lint.yml
 
 lint-shell:
-	@tools/bootstrap.sh tests
+	@tools/bootstrap.sh lint
 	shellcheck .ci/run $(wildcard tools/*.sh roles/*/files/*.sh)
 
 lint-python: control

@@ -4,12 +4,15 @@
 #   control    .venv with Ansible, the linters, the test tools and the glue
 #   hosts      podman and what makes a Debian root, for the local hosts
 #   artefacts  Go and Maven, which build the archives of NSQ and Kafka
-#   tests      PostgreSQL's server programs (no cluster is made, nothing is started), shellcheck
+#   lint       shellcheck
+#   tests      PostgreSQL's server programs (no cluster is made, nothing is started)
 #
 # Quick where nothing is missing. On Debian and Ubuntu missing packages are installed, with sudo where not root;
 # elsewhere it names them and exits with 2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Debian gives users a PATH without the folders where iptables is.
+PATH=$PATH:/usr/sbin:/sbin
 
 #: nsq's dependencies and the build flags need this Go at least
 GO_MINIMUM=1.21
@@ -43,7 +46,8 @@ look() {
             want mmdebstrap has mmdebstrap; want debian-archive-keyring has_debian_keys
             ;;
         artefacts) want golang-go has_go; want java-runtime has_java; want maven has mvn ;;
-        tests) want postgresql has_postgresql; want shellcheck has shellcheck ;;
+        lint) want shellcheck has shellcheck ;;
+        tests) want postgresql has_postgresql ;;
         *) echo "bootstrap.sh: no part is named $1" >&2; exit 2 ;;
     esac
 }
