@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ _FETCHED_BYTES = 8 * 1024 * 1024
 #: seconds between two readings of nsqd's figures: while requests wait for room, and while none does.
 _READING_SECONDS = 0.1
 _IDLE_READING_SECONDS = 1.0
+#: seconds in which nsqd has surely stored the rest of a batch: with sync-every=1 a whole one takes 0.3 s.
+_STORING_SECONDS = 2.0
 #: seconds that a poll of Kafka waits.
 _POLL_SECONDS = 0.1
 
@@ -101,7 +104,7 @@ class Bridge:
             config.kafka_topic(name): _Lane(name, lane, config.kinds[lane.kind]) for name, lane in config.lanes.items()
         }
         self._read = asyncio.Event()
-        #: (topic, partition) -> the next offset; published, and not committed yet.
+        #: (topic, partition) -> the next offset; published since the last commit.
         self._done: dict[tuple[str, int], int] = {}
 
     def stop(self) -> None:
@@ -129,14 +132,14 @@ class Bridge:
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=GROUP)
         try:
             async with nsq.session() as session, asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(self._read_figures(session))]
+                beside = [tasks.create_task(self._read_figures(session)), tasks.create_task(producer.watch())]
                 beside += [tasks.create_task(self._publish_lane(lane, producer)) for lane in self._lanes.values()]
                 await self._consume(consumer)
                 for lane in self._lanes.values():
                     await lane.publishing.acquire()
                 for task in beside:
                     task.cancel()
-            await self._commit(consumer)
+            self._commit(consumer)
         finally:
             await producer.close()
             await consumer.close()
@@ -152,7 +155,7 @@ class Bridge:
             for lane in self._lanes.values():
                 lane.held_back = lane.full or (lane.held_back and not lane.low)
             consumer.hold_back({topic for topic, lane in self._lanes.items() if lane.held_back})
-            await self._commit(consumer)
+            self._commit(consumer)
 
     def _drop(self, partitions: set[tuple[str, int]]) -> None:
         if partitions:
@@ -160,26 +163,26 @@ class Bridge:
                 lane.drop(partitions)
             self._done = {where: offset for where, offset in self._done.items() if where not in partitions}
 
-    async def _commit(self, consumer: kafka.Consumer) -> None:
-        if not self._done:
-            return
-        done, self._done = self._done, {}
-        if not await consumer.commit(done):
-            self._done = {**done, **self._done}
+    def _commit(self, consumer: kafka.Consumer) -> None:
+        consumer.commit(self._done)
+        self._done = {}
 
     # nsqd
 
     async def _read_figures(self, session: aiohttp.ClientSession) -> None:
         apis = [nsq.Api(session, self._config.nsqd.hosts[host].http_address) for host in self._config.nsqd.serving]
         lanes = self._lanes.values()
+        away = retry.OnceAMinute()
         while True:
             marks = [lane.cap.begin_reading() for lane in lanes]
             try:
                 readings = await asyncio.gather(*(api.stats() for api in apis))
             except nsq.ERRORS as error:
-                log.debug("bridge.no_figures", error=repr(error))
+                if away.is_due():
+                    log.warning("server.away", server="nsqd", error=repr(error))
                 for lane in lanes:
                     lane.cap.forget()
+                    _OUTSTANDING.labels(lane.name).set(math.nan)
             else:
                 for lane, mark in zip(lanes, marks, strict=True):
                     topics = [reading.topics[lane.name] for reading in readings if lane.name in reading.topics]
@@ -213,20 +216,25 @@ class Bridge:
                 await publisher.connect()
                 while lane.cap.room < len(bodies):
                     await self._read.wait()
-                async with lane.publishing:
-                    await self._send(lane, publisher, bodies)
-
-    async def _send(self, lane: _Lane, publisher: nsq.Publisher, bodies: list[bytes]) -> None:
-        lane.cap.send(len(bodies))
-        try:
-            await publisher.publish(lane.name, bodies)
-        except nsq.ERRORS as error:
-            log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
-            lane.cap.forget()
-            raise
-        finally:
-            lane.cap.settle(len(bodies))
+                lane.cap.send(len(bodies))
+                try:
+                    async with lane.publishing:
+                        await publisher.publish(lane.name, bodies)
+                except nsq.ERRORS as error:
+                    log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
+                    await self._outlast(lane)
+                    raise
+                finally:
+                    lane.cap.settle(len(bodies))
         _PUBLISHED.labels(lane.name).inc(len(bodies))
+
+    async def _outlast(self, lane: _Lane) -> None:
+        """Return when nsqd answers again and had time to store what is left of a batch in its buffers."""
+        lane.cap.forget()
+        while lane.cap.outstanding is None:
+            await self._read.wait()
+        await asyncio.sleep(_STORING_SECONDS)
+        lane.cap.forget()
 
     async def _bodies(self, lane: _Lane, batch: Iterable[kafka.Record], producer: kafka.Producer) -> list[bytes]:
         """Return what goes to NSQ; what cannot go there is a dead letter, safe on Kafka before this returns."""

@@ -7,10 +7,7 @@ import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import confluent_kafka
-import psycopg2
-
-from slowjobs import kafka, nsq, postgres, setup
+from slowjobs import errors, kafka, nsq, postgres, setup
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -31,10 +28,6 @@ class Finding:
         return asdict(self)
 
 
-#: What any of the servers can fail with; each becomes a finding.
-_ERRORS = (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS)
-
-
 async def check(config: settings.CliSettings, secrets: settings.Credentials) -> list[Finding]:
     """Ask each server, and whether everything that ``setup`` makes is there."""
     connections = [
@@ -50,8 +43,8 @@ async def check(config: settings.CliSettings, secrets: settings.Credentials) -> 
 async def _ask(subject: str, question: Awaitable[str]) -> Finding:
     try:
         return Finding(subject, True, await question)
-    except _ERRORS as error:
-        return Finding(subject, False, " ".join(str(error).split()) or repr(error))
+    except errors.SERVER_ERRORS as error:
+        return Finding(subject, False, errors.text(error))
 
 
 def _kafka(config: settings.CliSettings, secrets: settings.Credentials) -> str:
@@ -80,9 +73,9 @@ def _postgresql(config: settings.CliSettings, secrets: settings.Credentials) -> 
 
 
 async def _complete(config: settings.CliSettings, secrets: settings.Credentials) -> str:
-    items, errors = await setup.setup(config, secrets, only_check=True)
-    if errors:
-        raise ConnectionError("; ".join(errors))
+    items, failures = await setup.setup(config, secrets, only_check=True)
+    if failures:
+        raise ConnectionError("; ".join(failures))
     missing = [f"{item.what} {item.name}" for item in items if item.state == "missing"]
     if missing:
         raise ConnectionError(f"missing: {', '.join(missing)}; run `slowjobs setup`")

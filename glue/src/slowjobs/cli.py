@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar, cast
 
 import click
-import confluent_kafka
-import psycopg2
 import rich.box
 import rich.console
 import rich.markup
 import rich.progress
 import rich.table
 
-from slowjobs import bridge, check, dead, documents, enqueue, kafka, log, nsq, persister, service, settings, setup
+from slowjobs import bridge, check, dead, documents, enqueue, errors, kafka, log, persister, service, settings, setup
 from slowjobs import status as status_
 from slowjobs import worker as worker_
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import io
+    from collections.abc import Callable, Iterable, Iterator
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_FENCED = 5
-
-#: what a server that does not answer, or refuses, ends a command with.
-_SERVER_ERRORS = (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS)
 
 _S = TypeVar("_S", bound=settings.AnySettings)
 #: characters; what is not read at a terminal need not fit one.
@@ -60,6 +57,7 @@ _site_option = _config_option(str(settings.CONFIG_DIRECTORY / "slowjobs.toml"))
 def _load(path: Path, expected: type[_S]) -> tuple[_S, settings.Credentials]:
     with _configuration_errors():
         config, secrets = settings.load(path), settings.credentials()
+        kafka.check_properties(config.kafka, secrets)
     if not isinstance(config, expected):
         _fail(f"{path}: expected the file of another service, got that of {config.service!r}", EXIT_USAGE)
     return config, secrets
@@ -82,9 +80,8 @@ def _fail(message: str, status: int) -> NoReturn:
 def _server_errors() -> Iterator[None]:
     try:
         yield
-    except _SERVER_ERRORS as error:
-        text = error.args[0].str() if isinstance(error, confluent_kafka.KafkaException) else str(error).strip()
-        _fail(f"failed: {text or repr(error)}. `slowjobs check` shows which server.", EXIT_FAILED)
+    except errors.SERVER_ERRORS as error:
+        _fail(f"failed: {errors.text(error)}. `slowjobs check` shows which server.", EXIT_FAILED)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -117,7 +114,7 @@ def _serve(
         asyncio.run(_run())
     except* kafka.FencedError as group:
         _fail(f"another {name} has taken over: {group.exceptions[0]}", EXIT_FENCED)
-    except* OSError as group:
+    except* (OSError, kafka.ProducerFailedError, documents.UnknownVersionError) as group:
         _fail(f"{name} failed: {group.exceptions[0]}", EXIT_FAILED)
 
 
@@ -170,16 +167,16 @@ def setup_command(path: Path, *, only_check: bool, as_json: bool) -> None:
       slowjobs setup            make it
     """
     config, secrets = _load(path, settings.CliSettings)
-    items, errors = asyncio.run(setup.setup(config, secrets, only_check=only_check))
+    items, failures = asyncio.run(setup.setup(config, secrets, only_check=only_check))
     if as_json:
-        document = {"items": [item.as_json() for item in items], "errors": errors}
+        document = {"items": [item.as_json() for item in items], "errors": failures}
         click.echo(json.dumps({"v": documents.VERSION, **document}))
     else:
         for item in items:
             click.echo(f"{item.state:8} {item.what:8} {item.name} ({item.where})")
-        for error in errors:
+        for error in failures:
             click.echo(f"failed: {error}", err=True)
-    sys.exit(EXIT_FAILED if errors or any(item.state == "missing" for item in items) else EXIT_DONE)
+    sys.exit(EXIT_FAILED if failures or any(item.state == "missing" for item in items) else EXIT_DONE)
 
 
 @main.command("check")
@@ -201,7 +198,9 @@ def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
     """
     if offline:
         with _configuration_errors():
-            settings.load(offline)
+            # Only a service can read its secrets; without any, librdkafka would miss them.
+            secrets = settings.Credentials({"sasl.username": "-", "sasl.password": "-"}, None)
+            kafka.check_properties(settings.load(offline).kafka, secrets)
         return
     config, secrets = _load(path, settings.CliSettings)
     findings = asyncio.run(check.check(config, secrets))
@@ -260,7 +259,7 @@ def enqueue_command(path: Path, lane: str, file: Path, rejects: Path | None, *, 
         _fail(f"there is no lane {lane!r}; lanes: {', '.join(config.lanes)}", EXIT_USAGE)
     from_stdin = str(file) == "-"
     rejects = rejects or (Path("rejects.jsonl") if from_stdin else file.with_name(f"{file.name}.rejects.jsonl"))
-    with _server_errors(), _open(file) as lines, _rejects_file(rejects) as reject, _progress(file, lane) as advance:
+    with _open(file) as lines, _rejects_file(rejects) as reject, _progress(file, lane) as advance, _server_errors():
         report = asyncio.run(enqueue.enqueue(config, secrets, lane, lines, rejects=reject, progress=advance))
     refused = sum(report.rejected.values()) + report.failed
     if as_json:
@@ -278,17 +277,20 @@ def enqueue_command(path: Path, lane: str, file: Path, rejects: Path | None, *, 
 
 
 @contextlib.contextmanager
-def _open(file: Path) -> Iterator[BinaryIO]:
+def _open(file: Path) -> Iterator[io.BufferedReader]:
     if str(file) == "-":
-        yield sys.stdin.buffer
+        yield cast("io.BufferedReader", sys.stdin.buffer)
         return
-    with file.open("rb") as lines:
+    with _file_errors(), file.open("rb") as lines:
         yield lines
 
 
 @contextlib.contextmanager
 def _rejects_file(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that writes a line; the file is made by the first."""
+    """Yield a function that writes a line; the file is made by the first, but tried at once."""
+    with _file_errors():
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"rejects file {path}: its folder cannot be written to; choose another by --rejects")
     with contextlib.ExitStack() as stack:
         opened: list[BinaryIO] = []
 
@@ -298,6 +300,14 @@ def _rejects_file(path: Path) -> Iterator[Callable[[bytes], None]]:
             opened[0].write(line)
 
         yield _write
+
+
+@contextlib.contextmanager
+def _file_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        _fail(f"failed: {error}", EXIT_FAILED)
 
 
 @contextlib.contextmanager
@@ -331,30 +341,29 @@ def dead_list_command(path: Path, lane: str | None, reason: str | None, limit: i
     """
     config, secrets = _load(path, settings.CliSettings)
     with _server_errors():
-        letters = [
-            letter
-            for letter in dead.read(config, secrets)
-            if lane in (None, letter.get("lane")) and reason in (None, letter.get("reason"))
-        ]
-    counts = Counter(letter.get("reason", "unreadable") for letter in letters)
-    shown = letters[-limit:]
+        counts: Counter[str] = Counter()
+        shown: deque[dict[str, Any]] = deque(maxlen=limit)
+        for letter in dead.read(config, secrets):
+            if lane in (None, letter.get("lane")) and reason in (None, letter.get("reason")):
+                counts[str(letter.get("reason", "unreadable"))] += 1
+                shown.append(letter)
     if as_json:
-        document = {"v": documents.VERSION, "total": len(letters), "by_reason": dict(counts), "dead_letters": shown}
-        click.echo(json.dumps(document))
+        document = {"total": counts.total(), "by_reason": dict(counts), "dead_letters": list(shown)}
+        click.echo(json.dumps({"v": documents.VERSION, **document}))
         return
     if shown:
         _console.print(_dead_table(shown))
     for name, count in counts.most_common():
         click.echo(f"{count:6} {name}")
-    click.echo(f"{len(letters)} dead letters" + (f", the last {limit} shown" if len(letters) > limit else ""))
+    click.echo(f"{counts.total()} dead letters" + (f", the last {limit} shown" if counts.total() > limit else ""))
 
 
-def _dead_table(letters: list[dict[str, Any]]) -> rich.table.Table:
+def _dead_table(letters: Iterable[dict[str, Any]]) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for column in ("id", "at", "lane", "reason", "key", "error"):
         table.add_column(column, overflow="fold")
     for letter in letters:
-        error = letter.get("unreadable") or letter["error"]
+        error = str(letter.get("unreadable") or letter.get("error"))
         names = ("id", "at", "lane", "reason", "key")
         table.add_row(*(rich.markup.escape(str(letter.get(name) or "")) for name in names), rich.markup.escape(error))
     return table

@@ -48,7 +48,7 @@ class CommandHandler:
                 except TimeoutError:
                     return outcomes.Retry(f"still running after {self._time_limit_seconds:g} s: ended")
         except OSError as error:
-            return outcomes.Retry(f"{self._command[0]} could not be started: {error}")
+            return outcomes.Retry(f"could not start {self._command[0]} in {self._directory}: {error}")
         reason = errors.decode(errors="replace").strip()
         return _judge(process.returncode, output, reason)
 
@@ -86,7 +86,7 @@ async def _running(command: tuple[str, ...], directory: str) -> AsyncIterator[as
     try:
         yield process
     finally:
-        _kill_group(process.pid)
+        _kill_group(process.pid)  # at the time limit, or cancelled
         await process.wait()
 
 

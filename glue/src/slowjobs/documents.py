@@ -83,7 +83,7 @@ def read_assignment(body: bytes, key_members: tuple[str, ...]) -> Assignment:
     _check_version(ours)
     try:
         return Assignment(kinds.Request(without_ours(body), members, str(ours["key"])), Position(*ours["position"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as the bridge writes it") from None
 
 
@@ -170,9 +170,14 @@ def _with_member(raw: bytes, name: str, value: bytes) -> bytes:
 
 
 def without_ours(body: bytes) -> bytes:
-    """Undo ``splice``: inside a string the quotes would be escaped, so the last match is the member itself."""
-    before = body[: body.rindex(b'"%s": ' % MEMBER.encode())].rstrip()
-    return before.removesuffix(b",") + b"}"
+    """Undo ``splice``: inside a string the quotes would be escaped, so the last match is the member itself.
+
+    Raises kinds.RejectedError for what was not written by ``splice``.
+    """
+    before, found, _ = body.rpartition(b'"%s": ' % MEMBER.encode())
+    if not found:
+        raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as we write it")
+    return before.rstrip().removesuffix(b",") + b"}"
 
 
 def _check_version(ours: Any) -> None:

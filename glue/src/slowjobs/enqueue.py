@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from slowjobs import kafka, kinds
+from slowjobs import documents, kafka, kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import io
+    from collections.abc import AsyncIterator, Callable
 
     from slowjobs import settings
 
 #: requests that may be on their way to Kafka at once.
-_UNDER_WAY = 10_000
+_UNDER_WAY = 2000
+#: bytes read at once.
+_READ_BYTES = 256 * 1024
 
 
 @dataclass
@@ -35,7 +38,7 @@ async def enqueue(
     config: settings.CliSettings,
     secrets: settings.Credentials,
     lane: str,
-    lines: BinaryIO,
+    lines: io.BufferedReader,
     *,
     rejects: Callable[[bytes], None],
     progress: Callable[[int], None],
@@ -47,13 +50,14 @@ async def enqueue(
     """
     report = Report()
     kind = config.kinds[config.lanes[lane].kind]
-    topic = config.kafka_topic(lane)
+    # The longest position there is: what passes here passes the bridge.
+    position = documents.Position(config.kafka_topic(lane), 2**31 - 1, 2**63 - 1)
     producer = kafka.Producer(config.kafka, secrets, client_id="slowjobs-enqueue")
     room = asyncio.Semaphore(_UNDER_WAY)
 
-    async def _send(number: int, line: bytes, request: kinds.Request) -> None:
+    async def _send(number: int, line: bytes, key: str) -> None:
         try:
-            await producer.send(topic, request.raw, key=request.key.encode())
+            await producer.send(position.topic, line.strip(), key=key.encode())
             report.acknowledged += 1
         except kafka.DeliveryError as error:
             report.failed += 1
@@ -64,10 +68,11 @@ async def enqueue(
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for number, line in enumerate(lines, start=1):
+            number = 0
+            async for line in _lines(lines):
+                number += 1
                 try:
-                    request = kinds.parse(line.strip(), kind)
-                    kinds.check_size(request.raw, config.nsqd.max_message_bytes)
+                    request, _ = documents.write_assignment(line.strip(), position, kind, config.nsqd.max_message_bytes)
                 except kinds.RejectedError as error:
                     if line.strip():
                         report.reject(error.reason)
@@ -75,10 +80,21 @@ async def enqueue(
                     progress(len(line))
                     continue
                 await room.acquire()
-                tasks.create_task(_send(number, line, request))
+                tasks.create_task(_send(number, line, request.key))
     finally:
         await producer.close()
     return report
+
+
+async def _lines(file: io.BufferedReader) -> AsyncIterator[bytes]:
+    """Yield lines as they come: a slow pipe's are not kept until a buffer is full, and what was read goes its way."""
+    rest = b""
+    while chunk := await asyncio.to_thread(file.read1, _READ_BYTES):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest
 
 
 def _reject(number: int, line: bytes, reason: str, error: str) -> bytes:

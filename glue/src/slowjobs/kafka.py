@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,10 @@ import confluent_kafka
 import confluent_kafka.admin
 import structlog
 
-from slowjobs import documents, retry
+from slowjobs import documents, retry, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from slowjobs import settings
 
 log = structlog.get_logger()
 
@@ -34,33 +33,47 @@ TIMEOUT_SECONDS = 10.0
 _FETCH_AHEAD_KIBIBYTES = 16 * 1024
 
 
-def properties(kafka: settings.Kafka, secrets: settings.Credentials, **more: object) -> dict[str, Any]:
-    """Return librdkafka's properties: ours, over those of the inventory, over the secret ones."""
-    ours = {
+def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: object) -> dict[str, Any]:
+    """Return librdkafka's properties: ``ours``, over those of the inventory, over the secret ones, over defaults."""
+    defaults = {
         # librdkafka reconnects by itself. Its own log would say so at every try; what ends a call comes as an error.
         "log_level": 2,
         "error_cb": _ErrorLog(),
         "reconnect.backoff.ms": 500,
         "reconnect.backoff.max.ms": 5000,
     }
-    return {**ours, **secrets.kafka, **kafka.properties, **more}
+    return {**defaults, **secrets.kafka, **kafka.properties, **ours}
+
+
+def check_properties(kafka: settings.Kafka, secrets: settings.Credentials) -> None:
+    """Raise settings.ConfigurationError for a property that librdkafka does not know or take; asks no server."""
+    try:
+        confluent_kafka.admin.AdminClient(properties(kafka, secrets))
+    except confluent_kafka.KafkaException as error:
+        raise settings.ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
 
 
 class _ErrorLog:
     """Logs what librdkafka reports beside its calls: each kind of error once a minute."""
 
     def __init__(self) -> None:
-        self._logged: dict[str, float] = {}
+        self._kinds: defaultdict[str, retry.OnceAMinute] = defaultdict(retry.OnceAMinute)
 
     def __call__(self, error: confluent_kafka.KafkaError) -> None:
-        name, now = error.name(), time.monotonic()
-        if now - self._logged.get(name, -retry.LOG_EVERY_SECONDS) >= retry.LOG_EVERY_SECONDS:
-            self._logged[name] = now
-            log.warning("kafka.error", code=name, error=error.str())
+        if self._kinds[error.name()].is_due():
+            log.warning("kafka.error", code=error.name(), error=error.str())
 
 
 class DeliveryError(Exception):
-    """A message that Kafka refuses for good: waiting does not help."""
+    """A message that Kafka refuses for good: waiting does not help. ``too_large``: for its size."""
+
+    def __init__(self, error: confluent_kafka.KafkaError, topic: str) -> None:
+        super().__init__(f"{topic}: {error.str()}")
+        self.too_large = error.code() == confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE
+
+
+class ProducerFailedError(Exception):
+    """librdkafka has given the producer up, to keep order and uniqueness: only a new process helps."""
 
 
 class Producer:
@@ -85,6 +98,7 @@ class Producer:
             )
         )
         self._loop = asyncio.get_running_loop()
+        self._failed: asyncio.Future[None] = self._loop.create_future()
         self._closing = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._poller.start()
@@ -93,12 +107,16 @@ class Producer:
         while not self._closing.is_set():
             self._producer.poll(0.2)
 
+    async def watch(self) -> None:
+        """Never return; raise ProducerFailedError when no message can be sent any more."""
+        await asyncio.shield(self._failed)
+
     async def send(self, topic: str, value: bytes, *, key: bytes | None = None) -> int:
         """Return the offset of the message once it is safe. Raises DeliveryError."""
         delivered: asyncio.Future[int] = self._loop.create_future()
 
         def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
-            self._loop.call_soon_threadsafe(_settle, delivered, error, message.offset())
+            self._loop.call_soon_threadsafe(self._settle, delivered, error, message.offset(), topic)
 
         while True:
             try:
@@ -107,8 +125,27 @@ class Producer:
             except BufferError:
                 await asyncio.sleep(0.05)  # librdkafka's queue is full: its own limit is the back-pressure
             except confluent_kafka.KafkaException as error:
-                raise DeliveryError(f"{topic}: {error.args[0].str()}") from error
+                self._settle(delivered, error.args[0], None, topic)
+                break
         return await delivered
+
+    def _settle(
+        self,
+        delivered: asyncio.Future[int],
+        error: confluent_kafka.KafkaError | None,
+        offset: int | None,
+        topic: str,
+    ) -> None:
+        if error is not None and error.code() == confluent_kafka.KafkaError._FATAL:
+            # Its sender is not told, so it acknowledges nothing; ``watch`` ends the process.
+            if not self._failed.done():
+                self._failed.set_exception(ProducerFailedError(error.str()))
+        elif delivered.done():
+            return  # its waiter was cancelled
+        elif error is None:
+            delivered.set_result(offset or 0)
+        else:
+            delivered.set_exception(DeliveryError(error, topic))
 
     async def send_dead_letter(self, letter: documents.DeadLetter) -> None:
         """Return once the dead letter is safe, however long Kafka refuses it: without it the request would be lost."""
@@ -123,19 +160,14 @@ class Producer:
         await asyncio.to_thread(self._poller.join)
 
 
-def _settle(delivered: asyncio.Future[int], error: confluent_kafka.KafkaError | None, offset: int | None) -> None:
-    if delivered.done():  # its waiter was cancelled
-        return
-    if error is None:
-        delivered.set_result(offset or 0)
-    else:
-        delivered.set_exception(DeliveryError(error.str()))
-
-
 class FencedError(Exception):
     """Another instance of the same service has taken over this one's place in its consumer group."""
 
 
+#: what a commit was answered with when there was no error.
+_TAKEN = object()
+#: seconds that a stopping service gives its last commit.
+_LAST_COMMIT_SECONDS = 5.0
 _FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
 
 
@@ -171,6 +203,10 @@ class Consumer:
         self._assigned: list[confluent_kafka.TopicPartition] = []
         self._revoked: list[confluent_kafka.TopicPartition] = []
         self._joined = False
+        #: offsets that are on their way to Kafka, those that go next, and Kafka's answer to the first.
+        self._committing: dict[tuple[str, int], int] = {}
+        self._uncommitted: dict[tuple[str, int], int] = {}
+        self._answer: confluent_kafka.KafkaError | object | None = None
         self._consumer = confluent_kafka.Consumer(
             properties(
                 kafka,
@@ -186,6 +222,7 @@ class Consumer:
                     "max.poll.interval.ms": 24 * 3600 * 1000,
                     "auto.offset.reset": "earliest",
                     "enable.auto.commit": False,
+                    "on_commit": self._committed,
                     "queued.max.messages.kbytes": _FETCH_AHEAD_KIBIBYTES,
                     "fetch.message.max.bytes": 4 * 1024 * 1024,
                     "fetch.wait.max.ms": 100,
@@ -202,6 +239,7 @@ class Consumer:
         Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. Raises FencedError.
         """
         fetched = await asyncio.to_thread(self._fetch, count, wait_seconds, gather_seconds)
+        self._follow_commit()
         self._follow_rebalance()
         # What an earlier configuration subscribed to can come first: Kafka remembers this member by its name.
         return [record for record in _records(fetched) if record.position.topic in self._topics]
@@ -210,6 +248,7 @@ class Consumer:
         """Return the partitions that went since the last call: what of them is not committed will come again."""
         lost = {(partition.topic, partition.partition) for partition in self._revoked}
         self._revoked = []
+        self._uncommitted = {where: offset for where, offset in self._uncommitted.items() if where not in lost}
         return lost
 
     def hold_back(self, topics: set[str]) -> None:
@@ -222,22 +261,52 @@ class Consumer:
                 call([partition for partition in self._consumer.assignment() if partition.topic in change])
         self._held_back = set(topics)
 
-    async def commit(self, offsets: Mapping[tuple[str, int], int]) -> bool:
-        """Commit ``(topic, partition) -> next offset``; return whether Kafka took it. Raises FencedError."""
-        partitions = [confluent_kafka.TopicPartition(*partition, offset) for partition, offset in offsets.items()]
-        try:
-            await asyncio.to_thread(self._consumer.commit, offsets=partitions, asynchronous=False)
-        except confluent_kafka.KafkaException as error:
-            reason = error.args[0]
-            if reason.fatal() or reason.code() in _FENCED:
-                raise FencedError(reason.str()) from error
-            log.warning("kafka.commit_failed", error=reason.str())
-            return False
-        return True
+    def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commit ``(topic, partition) -> next offset``, beside the work; what Kafka does not take is tried again.
+
+        ``fetch`` is what hears the answers, so it is called on and on.
+        """
+        self._uncommitted |= offsets
+        if self._uncommitted and not self._committing:
+            self._committing, self._uncommitted = self._uncommitted, {}
+            partitions = [confluent_kafka.TopicPartition(*where, offset) for where, offset in self._committing.items()]
+            try:
+                self._consumer.commit(offsets=partitions, asynchronous=True)
+            except confluent_kafka.KafkaException as error:
+                self._answer = error.args[0]
 
     async def close(self) -> None:
-        """Stop. Kafka keeps this member's place for its session timeout, so that a restart changes nothing."""
-        await asyncio.to_thread(self._consumer.close)
+        """Wait for the last commit, for a short time, and stop.
+
+        Kafka keeps this member's place for its session timeout, so that a restart changes nothing.
+        """
+        if await asyncio.to_thread(self._finish_commits):
+            await asyncio.to_thread(self._consumer.close)
+        # Else Kafka is away, and closing would wait for it: the end of the process does as well.
+
+    def _finish_commits(self) -> bool:
+        deadline = time.monotonic() + _LAST_COMMIT_SECONDS
+        while self._committing or self._uncommitted:
+            self.commit({})
+            self._consumer.poll(0.1)  # what it brings is not committed, so it comes again
+            self._follow_commit()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _committed(self, error: confluent_kafka.KafkaError | None, _: Sequence[confluent_kafka.TopicPartition]) -> None:
+        self._answer = error or _TAKEN
+
+    def _follow_commit(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        if isinstance(answer, confluent_kafka.KafkaError):
+            if answer.fatal() or answer.code() in _FENCED:
+                raise FencedError(answer.str())
+            log.warning("kafka.commit_failed", error=answer.str())
+            self._uncommitted = {**self._committing, **self._uncommitted}
+        self._committing = {}
 
     def _subscribe(self) -> None:
         def _revoke(_: object, partitions: list[confluent_kafka.TopicPartition]) -> None:

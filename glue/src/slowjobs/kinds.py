@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 #: bytes of a key in UTF-8; PostgreSQL's indexes take 2,704.
 MAX_KEY_BYTES = 2000
+
+#: digits; sys.set_int_max_str_digits' default.
+_MAX_DIGITS = 4300
 
 JsonObject = dict[str, Any]
 
@@ -51,7 +55,7 @@ def parse_object(raw: bytes) -> JsonObject:
     """Return the JSON object in ``raw``. Raises RejectedError for what PostgreSQL or a handler could choke on."""
     text = _decode(raw)
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
     except RecursionError:
         raise RejectedError("too-deep", f"over {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -103,6 +107,11 @@ def _decode(raw: bytes) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RejectedError("not-json", f"not UTF-8: {_one_line(error)}") from None
+
+
+def _integer(digits: str) -> int | float:
+    # Python reads no longer ones. Only a key's integers count here; for the others any number will do.
+    return int(digits) if len(digits) <= _MAX_DIGITS else math.inf
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -262,7 +262,6 @@ class Topic:
     name: str
     paused: bool
     depth: int
-    message_count: int
     channels: tuple[Channel, ...]
 
     def outstanding(self, channel: str) -> int:
@@ -346,4 +345,4 @@ def _read_topic(topic: dict[str, Any]) -> Topic:
         )
         for channel in topic["channels"] or ()
     )
-    return Topic(topic["topic_name"], topic["paused"], max(0, topic["depth"]), topic["message_count"], channels)
+    return Topic(topic["topic_name"], topic["paused"], max(0, topic["depth"]), channels)

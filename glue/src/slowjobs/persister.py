@@ -107,19 +107,12 @@ class _Results:
 
     def row(self, record: kafka.Record) -> _Row | None:
         members, ours = documents.read_result(record.value)
+        about = [ours.get(name) for name in ("kind", "key", "finished")]
+        if not all(isinstance(value, str) for value in about):
+            raise kinds.RejectedError("member-type", f"{documents.MEMBER!r} is not as a worker writes it")
         status, hit = kinds.job_outcome(members)
-        try:
-            values = (
-                ours["kind"],
-                ours["key"],
-                ours["finished"],
-                status,
-                hit,
-                documents.without_ours(record.value).decode(),
-            )
-        except KeyError as error:
-            raise kinds.RejectedError("member-missing", f"{error} of {documents.MEMBER!r} is missing") from None
-        return _Row(values, record)
+        result = documents.without_ours(record.value).decode()
+        return _Row((*about, status, hit, result), record)
 
     def newest(self, earlier: _Row, later: _Row) -> _Row:
         return max(earlier, later, key=lambda row: str(row.values[2]))
@@ -159,23 +152,29 @@ class Persister:
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=self._group)
         work = asyncio.create_task(self._work(consumer, producer))
         stopped = asyncio.create_task(self._stopping.wait())
+        failed = asyncio.create_task(producer.watch())
         try:
-            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(work, _STOP_SECONDS)
+            await asyncio.wait([work, stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                await failed
+            await asyncio.wait([work], timeout=_STOP_SECONDS)
+            if work.done():
+                await work
         finally:
-            stopped.cancel()
+            for task in (work, stopped, failed):
+                task.cancel()
+            self._interrupt()
             await producer.close()
             await consumer.close()
-            self._disconnect()
 
     async def _work(self, consumer: kafka.Consumer, producer: kafka.Producer) -> None:
         while not self._stopping.is_set():
             batch = await consumer.fetch(_BATCH_MESSAGES, wait_seconds=_BATCH_SECONDS, gather_seconds=_BATCH_SECONDS)
             if batch:
                 await self._persist(batch, producer)
-                # Not taken: the rows are written, and the next commit covers these offsets too.
-                await consumer.commit(_next_offsets(batch))
+                consumer.commit(_next_offsets(batch))
+            else:
+                consumer.commit({})  # what Kafka did not take before
 
     async def _persist(self, batch: Sequence[kafka.Record], producer: kafka.Producer) -> None:
         rows: dict[RowKey, _Row] = {}
@@ -213,6 +212,12 @@ class Persister:
         except postgres.AwayError:
             self._disconnect()
             raise
+
+    def _interrupt(self) -> None:
+        """End a statement that still waits, for a lock perhaps; its thread then disconnects by itself."""
+        if self._connection is not None:
+            with contextlib.suppress(*postgres.AwayError):
+                self._connection.cancel()
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ log = structlog.get_logger()
 
 #: seconds; nsqd's --max-req-timeout is 15 min, and it shortens longer delays silently.
 MAX_DELAY_SECONDS = 890.0
-_FIRST_WAIT_SECONDS = 0.5
+#: seconds before a server that is away is asked again, at first and at most.
+FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 5.0
 #: seconds between two log lines about the same trouble.
-LOG_EVERY_SECONDS = 60.0
+_LOG_EVERY_SECONDS = 60.0
 
 
 def delay_milliseconds(retry: settings.Retry, attempt: int) -> int:
@@ -28,19 +30,31 @@ def delay_milliseconds(retry: settings.Retry, attempt: int) -> int:
     return int(random.uniform(0, longest) * 1000)  # noqa: S311 - jitter, no secret
 
 
+class OnceAMinute:
+    """Says when the same trouble may be logged again."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+
+    def is_due(self) -> bool:
+        """Return whether a minute has passed since this was last true."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + _LOG_EVERY_SECONDS
+        return True
+
+
 def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetrying:
     """Retry for ever while ``server`` fails with ``errors``: after 0.5 s doubling to 5 s, logged once a minute."""
-    logged = -LOG_EVERY_SECONDS
+    away = OnceAMinute()
 
     def _log(state: tenacity.RetryCallState) -> None:
-        nonlocal logged
-        if time.monotonic() - logged >= LOG_EVERY_SECONDS:
-            logged = time.monotonic()
+        if away.is_due():
             error = state.outcome.exception() if state.outcome else None
             log.warning("server.away", server=server, error=repr(error), tries=state.attempt_number)
 
     return tenacity.AsyncRetrying(
-        wait=tenacity.wait_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        wait=tenacity.wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
         retry=tenacity.retry_if_exception_type(errors),
         before_sleep=_log,
     )

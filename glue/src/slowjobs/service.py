@@ -30,7 +30,7 @@ class Service(Protocol):
         """Work; return after ``stop``."""
 
     def stop(self) -> None:
-        """End in good order. Called a second time: end at once."""
+        """End in good order. A worker that is told a second time ends at once; the others take a few seconds."""
 
     def state(self) -> dict[str, Any]:
         """Return what the service says of itself on its state port."""

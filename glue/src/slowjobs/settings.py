@@ -1,4 +1,4 @@
-"""What the TOML files hold, typed and checked as a whole: every mistake is named with its place, all at once.
+"""What the TOML files hold, typed and checked as a whole: all mistakes of a section at once, each with its place.
 
 Each service has a file of its own with just what it needs (docs/architecture.md, "Configuration").
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psycopg2.extensions
 import pydantic
 from pydantic import Field
 
@@ -27,6 +28,8 @@ MAX_OUTSTANDING_LIMIT = 1250
 #: seconds between a task's time limit and the end of a drain, by default.
 DRAIN_MARGIN_SECONDS = 30
 
+#: nsqd's --max-rdy-count by default; it closes a connection that asks for more.
+MAX_SLOTS = 2500
 #: bytes; nsqd's --max-msg-size by default.
 DEFAULT_MESSAGE_BYTES = 1048576
 
@@ -34,6 +37,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Seconds = Annotated[float, Field(gt=0)]
 #: bytes on NSQ; nsqd refuses more, and with it the whole batch. What is larger is a dead letter.
 MessageBytes = Annotated[int, Field(gt=0)]
+_LAST_PORT = 65535
 _HOST_PORT = re.compile(r"^(?P<host>[^:\s]+):(?P<port>\d{1,5})$")
 
 
@@ -54,7 +58,7 @@ class Address:
 
 def _parse_address(value: object) -> Address:
     match = _HOST_PORT.match(value) if isinstance(value, str) else None
-    if match is None:
+    if match is None or not 0 < int(match["port"]) <= _LAST_PORT:
         raise ValueError(f"expected HOST:PORT, got {value!r}")
     return Address(match["host"], int(match["port"]))
 
@@ -108,7 +112,11 @@ class Postgresql(_Section):
     @pydantic.field_validator("dsn")
     @classmethod
     def _without_password(cls, value: str) -> str:
-        if re.search(r"password\s*=|://[^/@]*:[^/@]*@", value):
+        try:
+            parsed = psycopg2.extensions.parse_dsn(value)
+        except psycopg2.ProgrammingError:
+            raise ValueError("not understood: expected NAME=VALUE pairs, or a postgresql:// address") from None
+        if "password" in parsed:
             raise ValueError("holds a password: give it as the credential postgresql_password")
         return value
 
@@ -167,7 +175,7 @@ class Pool(_Section):
     handler: Handler
     result_topic: str
     directory: Path = Path("/")
-    slots: Annotated[int, Field(ge=1)] = 1
+    slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = 1
     task_timeout_seconds: Seconds = 300
     drain_timeout_seconds: Seconds | None = None
     max_attempts: Annotated[int, Field(ge=1)] = 5
@@ -180,9 +188,11 @@ class Pool(_Section):
 
     @pydantic.model_validator(mode="after")
     def _command_exists(self) -> Pool:
+        if not self.directory.is_dir():
+            raise ValueError(f"directory: there is no folder {self.directory}")
         program = self.handler.command[0]
         found = self.directory / program if "/" in program else shutil.which(program)
-        if found is None or not os.access(found, os.X_OK):
+        if found is None or not Path(found).is_file() or not os.access(found, os.X_OK):
             raise ValueError(f"handler.command: there is no program {program!r} that can be run on this host")
         return self
 

@@ -7,11 +7,9 @@ import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-import confluent_kafka
-import psycopg2
 from confluent_kafka.cimpl import NewTopic
 
-from slowjobs import kafka, nsq, postgres
+from slowjobs import errors, kafka, nsq, postgres
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -49,7 +47,7 @@ async def setup(
     same.
     """
     items: list[Item] = []
-    errors: list[str] = []
+    failures: list[str] = []
     parts: dict[str, Awaitable[list[Item]]] = {
         "Kafka": asyncio.to_thread(_kafka_topics, config, secrets, only_check),
         **{f"nsqd {host}": _nsq_channels(config, host, only_check) for host in config.nsqd.serving},
@@ -58,9 +56,9 @@ async def setup(
     for server, part in parts.items():
         try:
             items += await part
-        except (confluent_kafka.KafkaException, psycopg2.Error, *nsq.ERRORS) as error:
-            errors.append(f"{server}: {' '.join(str(error).split()) or repr(error)}")
-    return items, errors
+        except errors.SERVER_ERRORS as error:
+            failures.append(f"{server}: {errors.text(error)}")
+    return items, failures
 
 
 def _kafka_topics(config: settings.CliSettings, secrets: settings.Credentials, only_check: bool) -> list[Item]:

@@ -10,9 +10,11 @@ import aiohttp
 import confluent_kafka
 from rich import box, table
 
-from slowjobs import bridge, documents, kafka, nsq
+from slowjobs import bridge, documents, errors, kafka, nsq
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slowjobs import settings
 
 #: seconds; a service that does not answer by then is reported as unreachable.
@@ -23,12 +25,12 @@ Document = dict[str, Any]
 
 async def read(config: settings.CliSettings, secrets: settings.Credentials) -> Document:
     """Return the status document (design, "Interfaces"); what does not answer is named in its ``errors``."""
-    errors: list[str] = []
+    failures: list[str] = []
     async with nsq.session() as session:
         unpublished, hosts, services = await asyncio.gather(
-            _unpublished(config, secrets, errors),
-            asyncio.gather(*(_nsqd(session, config, host, errors) for host in config.nsqd.hosts)),
-            asyncio.gather(*(_state(session, service, errors) for service in config.services)),
+            _unpublished(config, secrets, failures),
+            asyncio.gather(*(_nsqd(session, config, host, failures) for host in config.nsqd.hosts)),
+            asyncio.gather(*(_state(session, service, failures) for service in config.services)),
         )
     serving = [host for host in hosts if host["state"] != "spare"]
     return {
@@ -37,35 +39,39 @@ async def read(config: settings.CliSettings, secrets: settings.Credentials) -> D
         "nsqd": list(hosts),
         "workers": [_worker(service, said) for service, said in services if service.pool],
         "services": [_service(service, said) for service, said in services if not service.pool],
-        "errors": sorted(errors),
+        "errors": sorted(failures),
     }
 
 
 async def _unpublished(
-    config: settings.CliSettings, secrets: settings.Credentials, errors: list[str]
+    config: settings.CliSettings, secrets: settings.Credentials, failures: list[str]
 ) -> dict[str, int | None]:
     topics = list(config.lane_of_topic)
     try:
         lags = await asyncio.to_thread(kafka.lag, config.kafka, secrets, group=bridge.GROUP, topics=topics)
     except confluent_kafka.KafkaException as error:
-        errors.append(f"kafka: {error.args[0].str()}")
+        failures.append(f"kafka: {errors.text(error)}")
         return {}
-    errors.extend(
+    failures.extend(
         f"kafka: topic {topic} is missing: run `slowjobs setup`" for topic, lag in lags.items() if lag is None
     )
     return lags
 
 
-async def _nsqd(session: aiohttp.ClientSession, config: settings.CliSettings, host: str, errors: list[str]) -> Document:
+async def _nsqd(
+    session: aiohttp.ClientSession, config: settings.CliSettings, host: str, failures: list[str]
+) -> Document:
     state = "active" if host == config.nsqd.active else "draining" if host in config.nsqd.draining else "spare"
     about: Document = {"host": host, "state": state}
     try:
         stats = await nsq.Api(session, config.nsqd.hosts[host].http_address).stats()
     except nsq.ERRORS as error:
         if state != "spare":  # a spare is stopped until it is needed
-            errors.append(f"nsqd {host}: {_reason(error)}")
+            failures.append(f"nsqd {host}: {errors.text(error)}")
         nothing: Document = {"reachable": False, "healthy": None, "version": None, "start_time": None, "topics": []}
         return {**about, **nothing}
+    if state != "spare":
+        failures.extend(f"nsqd {host}: {trouble}" for trouble in _troubles(config, stats))
     return {
         **about,
         "reachable": True,
@@ -84,31 +90,38 @@ async def _nsqd(session: aiohttp.ClientSession, config: settings.CliSettings, ho
     }
 
 
+def _troubles(config: settings.CliSettings, stats: nsq.Stats) -> Iterator[str]:
+    """Yield what is not as the lanes want it: without its channel a lane would look empty, another's gets copies."""
+    for name, lane in config.lanes.items():
+        channels = {channel.name for channel in stats.topics[name].channels} if name in stats.topics else set()
+        if lane.pool not in channels:
+            yield f"channel {name}/{lane.pool} is missing: run `slowjobs setup`"
+        for channel in sorted(channels - {lane.pool}):
+            yield f"channel {name}/{channel} is not ours: it gets a copy of every request"
+
+
 async def _state(
-    session: aiohttp.ClientSession, service: settings.Service, errors: list[str]
+    session: aiohttp.ClientSession, service: settings.Service, failures: list[str]
 ) -> tuple[settings.Service, Document | None]:
     timeout = aiohttp.ClientTimeout(total=_STATE_TIMEOUT_SECONDS)
     try:
         async with session.get(f"http://{service.state_address}/state", timeout=timeout) as response:
             response.raise_for_status()
             said = await response.json()
-            if not isinstance(said, dict) or said.get("v") != documents.VERSION:
-                raise aiohttp.ClientPayloadError("what answers there is no service of ours, or of another version")
     except (*nsq.ERRORS, ValueError) as error:
-        errors.append(f"{service.name} on {service.host}: {_reason(error)}")
+        failures.append(f"{service.name} on {service.host}: {errors.text(error)}")
+        return service, None
+    if not isinstance(said, dict) or said.get("v") != documents.VERSION or said.get("service") != service.name:
+        failures.append(f"{service.name} on {service.host}: something else, or another version, answers on its port")
         return service, None
     return service, said
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or ("no answer in time" if isinstance(error, TimeoutError) else repr(error))
 
 
 def _lane(config: settings.CliSettings, name: str, lags: dict[str, int | None], serving: list[Document]) -> Document:
     lane, topic = config.lanes[name], config.kafka_topic(name)
     figures = [t for host in serving for t in host["topics"] if t["name"] == name]
     channels = [channel for t in figures for channel in t["channels"] if channel["name"] == lane.pool]
-    known = any(host["reachable"] for host in serving)
+    known = all(host["reachable"] for host in serving)
     waiting = sum(t["depth"] for t in figures) + sum(channel["depth"] for channel in channels) if known else None
     in_flight = sum(channel["in_flight"] for channel in channels) if known else None
     deferred = sum(channel["deferred"] for channel in channels) if known else None

@@ -109,13 +109,13 @@ class Worker:
                     for lane in self._config.lanes
                     for host in self._config.nsqd.serving
                 ]
-                touching = tasks.create_task(self._touch())
+                beside = [tasks.create_task(self._touch()), tasks.create_task(producer.watch())]
                 await self._stopping.wait()
                 await self._drain()
                 for subscription in self._subscriptions:
                     subscription.leave()
                 await asyncio.wait(serving, timeout=_LEAVE_SECONDS)
-                for task in (*serving, touching):
+                for task in (*serving, *beside):
                     task.cancel()
         finally:
             await producer.close()
@@ -143,6 +143,7 @@ class Worker:
                 log.warning("worker.disconnected", nsqd=host, lane=lane, error=repr(error))
             finally:
                 self._leave(subscription)
+            await asyncio.sleep(retry.FIRST_WAIT_SECONDS)  # one that is refused at once is not tried without end
 
     def _leave(self, subscription: nsq.Subscription) -> None:
         """Forget a connection. What it brought and has not begun is dropped: nsqd gives it to somebody else."""
@@ -207,7 +208,7 @@ class Worker:
         """Forget a task. One that was cancelled, also before its first step, or that failed here is given back."""
         del self._tasks[task.message.id]
         if work.cancelled():
-            # Dropped with its connection: that is closed, so this sends nothing.
+            # In a drain this gives it back. Dropped with its connection: that is closed, so this sends nothing.
             task.subscription.requeue(task.message, 0)
         elif error := work.exception():
             log.error("worker.failed", **task.about(), exc_info=error)
@@ -259,6 +260,8 @@ class Worker:
         try:
             await producer.send(self._pool.result_topic, document, key=request.key.encode())
         except kafka.DeliveryError as error:
+            if error.too_large:
+                return outcomes.Reject("result-too-large", str(error))
             return outcomes.Retry(f"Kafka does not take the result: {error}")
         return result
 

@@ -31,7 +31,7 @@ def reason_of(raw: bytes) -> str:
         (b'{"file_id": "\xff"}', "not-json"),
         (b'{"file_id": NaN}', "not-json"),
         (b'{"file_id": "\\ud800"}', "not-json"),
-        (b'{"file_id": ' + b"9" * 5000 + b"}", "not-json"),
+        (b'{"file_id": ' + b"9" * 5000 + b"}", "member-type"),
         (b'\xef\xbb\xbf{"file_id": "a"}', "not-json"),
         (b'"file_id"', "not-an-object"),
         (b"null", "not-an-object"),
