@@ -28,8 +28,8 @@ MAX_OUTSTANDING_LIMIT = 1250
 #: seconds between a task's time limit and the end of a drain, by default.
 DRAIN_MARGIN_SECONDS = 30
 
-#: nsqd's --max-rdy-count by default; it closes a connection that asks for more.
-MAX_SLOTS = 2500
+#: a worker asks for twice its slots at most, and nsqd closes a connection that asks for more than 2500.
+MAX_SLOTS = 1250
 #: bytes; nsqd's --max-msg-size by default.
 DEFAULT_MESSAGE_BYTES = 1048576
 

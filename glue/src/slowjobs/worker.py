@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import secrets as randomness
 import time
 from dataclasses import dataclass, field
@@ -28,6 +29,15 @@ _RUNNING = prometheus_client.Gauge("slowjobs_running_tasks", "Slots in use")
 _LEAVE_SECONDS = 5.0
 
 
+class _Stage(enum.IntEnum):
+    """How far a delivered request has come. One that is ANSWERED is nsqd's no more; the others are in flight."""
+
+    HELD = enum.auto()
+    RUNNING = enum.auto()
+    ANSWERING = enum.auto()
+    ANSWERED = enum.auto()
+
+
 @dataclass
 class _Task:
     """A delivered request, from its delivery to its answer."""
@@ -37,7 +47,7 @@ class _Task:
     #: the newest delivery: what is answered and touched.
     subscription: nsq.Subscription
     message: nsq.Message
-    begun: float | None = None
+    stage: _Stage = _Stage.HELD
     started: str | None = None
     work: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -86,14 +96,14 @@ class Worker:
 
     def state(self) -> dict[str, Any]:
         """Return what ``/state`` says."""
-        running = [task for task in self._tasks.values() if task.begun is not None]
+        running = [task for task in self._tasks.values() if task.stage is _Stage.RUNNING]
         return {
             "worker": self._name,
             "pool": self._pool.name,
             "lanes": list(self._config.lanes),
             "slots": self._pool.slots,
             "running": [task.about() for task in running],
-            "held": len(self._tasks) - len(running),
+            "held": sum(task.stage is _Stage.HELD for task in self._tasks.values()),
             "parked": 0,
             "draining": self._stopping.is_set(),
             "nsqd": [subscription.host for subscription in self._subscriptions],
@@ -152,14 +162,21 @@ class Worker:
         subscription.close()
         self._subscriptions.remove(subscription)
         for task in list(self._tasks.values()):
-            if task.subscription is subscription and task.begun is None and task.work:
+            if task.subscription is subscription and task.stage is _Stage.HELD and task.work:
                 task.work.cancel()
 
     def _ask(self) -> None:
-        """Ask each connection for as many as the slots that no other connection's requests take."""
+        """Allow each connection what it has in flight and as many more as there are free slots.
+
+        Called before an answer leaves: nsqd would send another in its place. With Kafka away answers pile up; then
+        no more than twice the slots are in flight.
+        """
+        tasks = self._tasks.values()
+        free = self._pool.slots - sum(task.stage in (_Stage.HELD, _Stage.RUNNING) for task in tasks)
         for subscription in self._subscriptions:
-            elsewhere = sum(task.subscription is not subscription for task in self._tasks.values())
-            subscription.ready(0 if self._stopping.is_set() else max(0, self._pool.slots - elsewhere))
+            here = sum(task.subscription is subscription and task.stage < _Stage.ANSWERED for task in tasks)
+            allowed = min(here + max(0, free), 2 * self._pool.slots)
+            subscription.ready(0 if self._stopping.is_set() else allowed)
 
     def _accept(
         self, lane: str, subscription: nsq.Subscription, message: nsq.Message, producer: kafka.Producer
@@ -188,6 +205,7 @@ class Worker:
         self._tasks[message.id] = task
         task.work = asyncio.create_task(self._work(task, outcome, producer))
         task.work.add_done_callback(lambda work: self._ended(task, work))
+        self._ask()
 
     def _attempts_left(self, message: nsq.Message) -> outcomes.Reject | None:
         """Return the end of a request that was delivered too often without an answer: it may kill its worker."""
@@ -201,7 +219,8 @@ class Worker:
         if outcome is None:
             async with self._slots:
                 outcome = await self._run(task)
-        # The slot is free; the acknowledgement goes on beside it.
+        # The slot is free for the next one; the acknowledgement goes on beside it.
+        self._reach(task, _Stage.ANSWERING)
         await self._answer(task, outcome, producer)
 
     def _ended(self, task: _Task, work: asyncio.Task[None]) -> None:
@@ -216,8 +235,12 @@ class Worker:
             task.subscription.requeue(task.message, delay)
         self._ask()
 
+    def _reach(self, task: _Task, stage: _Stage) -> None:
+        task.stage = stage
+        self._ask()
+
     async def _run(self, task: _Task) -> outcomes.Outcome:
-        task.begun, task.started = time.monotonic(), documents.now()
+        task.stage, task.started = _Stage.RUNNING, documents.now()
         with _RUNNING.track_inprogress(), _SECONDS.labels(task.lane).time():
             return await self._handler.process(task.assignment.request)
 
@@ -226,17 +249,16 @@ class Worker:
             outcome = await self._deliver(task, outcome, producer)
         if isinstance(outcome, outcomes.Retry) and task.message.attempts >= self._pool.max_attempts:
             outcome = outcomes.Reject("attempts-exhausted", outcome.error)
-        match outcome:
-            case outcomes.Result():
-                task.subscription.finish(task.message)
-            case outcomes.Retry(error):
-                delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts)
-                log.warning("worker.retry", **task.about(), delay_seconds=delay / 1000, error=error)
-                task.subscription.requeue(task.message, delay)
-            case outcomes.Reject(reason, error):
-                log.warning("worker.dead_letter", **task.about(), reason=reason, error=error)
-                await producer.send_dead_letter(self._dead_letter(task, reason, error))
-                task.subscription.finish(task.message)
+        if isinstance(outcome, outcomes.Reject):
+            log.warning("worker.dead_letter", **task.about(), reason=outcome.reason, error=outcome.error)
+            await producer.send_dead_letter(self._dead_letter(task, outcome.reason, outcome.error))
+        self._reach(task, _Stage.ANSWERED)
+        if isinstance(outcome, outcomes.Retry):
+            delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts)
+            log.warning("worker.retry", **task.about(), delay_seconds=delay / 1000, error=outcome.error)
+            task.subscription.requeue(task.message, delay)
+        else:
+            task.subscription.finish(task.message)
         _FINISHED.labels(task.lane, type(outcome).__name__.lower()).inc()
 
     async def _deliver(self, task: _Task, result: outcomes.Result, producer: kafka.Producer) -> outcomes.Outcome:
@@ -277,14 +299,15 @@ class Worker:
             timeouts = [subscription.msg_timeout_seconds for subscription in self._subscriptions]
             await asyncio.sleep(min(timeouts, default=1.0) / 3)
             for task in self._tasks.values():
-                task.subscription.touch(task.message)
+                if task.stage < _Stage.ANSWERED:
+                    task.subscription.touch(task.message)
 
     # Leaving
 
     async def _drain(self) -> None:
         self._ask()
         for task in list(self._tasks.values()):
-            if task.begun is None and task.work:
+            if task.stage is _Stage.HELD and task.work:
                 task.work.cancel()
         at_once = asyncio.create_task(self._at_once.wait())
         deadline = time.monotonic() + self._pool.drain_seconds
