@@ -19,11 +19,14 @@ pytestmark = pytest.mark.acceptance
 
 OUTAGE_SECONDS = 6
 IDS = range(1000)
+MAX_OUTSTANDING = 100
 
 
 def _flowing(make_system: MakeSystem) -> System:
     """Return a system in the middle of its work."""
-    system = make_system(handler=("/bin/sh", "-c", "sleep 0.02; exec cat"), slots=6, lane={"max_outstanding": 100})
+    system = make_system(
+        handler=("/bin/sh", "-c", "sleep 0.02; exec cat"), slots=6, lane={"max_outstanding": MAX_OUTSTANDING}
+    )
     system.setup()
     system.start()
     system.send_requests(IDS)
@@ -74,8 +77,8 @@ def test_work_goes_on_after_nsqd_was_stopped_in_good_order(make_system: MakeSyst
     nsqd = system.services.nsqd
     where = f"topic={quote(system.lane)}&channel={quote(system.pool)}"
     nsqd.post(f"/channel/pause?{where}")
-    # A batch that is on its way at the stop has no answer and is published again.
-    wait_until(lambda: system.committed("slowjobs-bridge"), 30, "all published", accept=lambda n: n == len(IDS))
+    # A batch that is on its way at the stop has no answer and is published again: with a full lane none is.
+    wait_until(system.outstanding, 30, "the lane to be full", accept=lambda n: n == MAX_OUTSTANDING)
     wait_until(lambda: system.channel()["in_flight_count"], 20, "nothing in flight", accept=lambda n: n == 0)
     assert nsqd.stop() == 0
     time.sleep(OUTAGE_SECONDS)
