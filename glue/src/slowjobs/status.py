@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import confluent_kafka
-from rich import box, table
+from rich import table
 
 from slowjobs import bridge, documents, errors, kafka, nsq
 
@@ -184,10 +184,12 @@ def tables(status: Document) -> list[table.Table]:
 
 
 def _table(title: str, *columns: str) -> table.Table:
-    made = table.Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    """Return an empty table; a column's star says that it holds figures, which are never cut."""
+    made = table.Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    made.padding = (0, 1, 0, 0)
     for column in columns:
-        is_figure = column.removesuffix("*") != column
-        made.add_column(column.removesuffix("*"), justify="right" if is_figure else "left", no_wrap=not made.columns)
+        name = column.removesuffix("*")
+        made.add_column(name, justify="left" if name == column else "right", no_wrap=True, min_width=len(name))
     return made
 
 
@@ -206,13 +208,13 @@ def _lane_table(status: Document) -> table.Table:
         "waiting*",
         "in flight*",
         "deferred*",
-        "in NSQ*",
-        "cap*",
+        "NSQ/cap*",
         "paused",
     )
-    names = ("name", "unfinished", "unpublished", "waiting", "in_flight", "deferred", "outstanding", "max_outstanding")
+    names = ("name", "unfinished", "unpublished", "waiting", "in_flight", "deferred")
     for lane in status["lanes"]:
-        made.add_row(*(_cell(lane[name]) for name in (*names, "paused")))
+        figures = [_cell(lane[name]) for name in names]
+        made.add_row(*figures, f"{_cell(lane['outstanding'])}/{lane['max_outstanding']}", _cell(lane["paused"]))
     return made
 
 
@@ -228,13 +230,13 @@ def _nsqd_table(status: Document) -> table.Table:
 
 
 def _process_table(status: Document) -> table.Table:
-    made = _table("Services", "service", "host", "answers", "running*", "slots*", "note")
+    made = _table("Services", "service", "host", "answers", "running*", "note")
     for service in status["services"]:
         note = f"publishes to {service['publishes_to']}" if service["publishes_to"] else ""
-        made.add_row(service["name"], service["host"], _cell(service["reachable"]), "", "", note)
+        made.add_row(service["name"], service["host"], _cell(service["reachable"]), "", note)
     for worker in status["workers"]:
         note = "draining" if worker["draining"] else f"takes from {', '.join(worker['nsqd']) or 'nobody'}"
-        figures = (_cell(worker["running"]), _cell(worker["slots"]))
+        running = f"{_cell(worker['running'])}/{_cell(worker['slots'])}"
         name = f"slowjobs-worker@{worker['pool']}"
-        made.add_row(name, worker["host"], _cell(worker["reachable"]), *figures, note if worker["reachable"] else "")
+        made.add_row(name, worker["host"], _cell(worker["reachable"]), running, note if worker["reachable"] else "")
     return made
