@@ -166,8 +166,8 @@ class FencedError(Exception):
 
 #: what a commit was answered with when there was no error.
 _TAKEN = object()
-#: seconds that a stopping service gives its last commit.
-_LAST_COMMIT_SECONDS = 5.0
+#: seconds that a stopping service gives its last commit, and then librdkafka to close.
+_CLOSE_SECONDS = 5.0
 _FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
 
 
@@ -276,23 +276,22 @@ class Consumer:
                 self._answer = error.args[0]
 
     async def close(self) -> None:
-        """Wait for the last commit, for a short time, and stop.
+        """Wait for the last commit and close, each for a short time: with Kafka away both would last its time-outs.
 
         Kafka keeps this member's place for its session timeout, so that a restart changes nothing.
         """
-        if await asyncio.to_thread(self._finish_commits):
-            await asyncio.to_thread(self._consumer.close)
-        # Else Kafka is away, and closing would wait for it: the end of the process does as well.
+        await asyncio.to_thread(self._finish_commits)
+        # A thread that the end of the process does not wait for.
+        closing = threading.Thread(target=self._consumer.close, name="kafka-close", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, _CLOSE_SECONDS)
 
-    def _finish_commits(self) -> bool:
-        deadline = time.monotonic() + _LAST_COMMIT_SECONDS
-        while self._committing or self._uncommitted:
+    def _finish_commits(self) -> None:
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while (self._committing or self._uncommitted) and time.monotonic() < deadline:
             self.commit({})
             self._consumer.poll(0.1)  # what it brings is not committed, so it comes again
             self._follow_commit()
-            if time.monotonic() > deadline:
-                return False
-        return True
 
     def _committed(self, error: confluent_kafka.KafkaError | None, _: Sequence[confluent_kafka.TopicPartition]) -> None:
         self._answer = error or _TAKEN

@@ -35,7 +35,7 @@ def _flowing(make_system: MakeSystem) -> System:
 
 
 def _goes_on(system: System, *, more: int = 0) -> None:
-    system.wait_for_results(IDS, 60)
+    system.wait_for_results(IDS, 100)
     wait_until(lambda: len(system.request_rows()), 20, "all request rows", accept=lambda rows: rows == len(IDS) + more)
     wait_until(system.outstanding, 20, "NSQ to hold nothing", accept=lambda left: left == 0)
     assert system.dead_letters() == []
@@ -67,7 +67,7 @@ def test_work_goes_on_after_postgresql_was_away(make_system: MakeSystem) -> None
     wait_until(lambda: len(system.results()), 30, "results", accept=lambda count: count >= results + 200)
     time.sleep(OUTAGE_SECONDS)
     system.services.postgresql.start()
-    system.wait_for_results(more, 60)
+    system.wait_for_results(more, 100)
     _goes_on(system, more=len(more))
 
 
@@ -126,7 +126,7 @@ def test_a_task_that_ends_while_kafka_is_away_runs_once(make_system: MakeSystem)
     handlers.open_gate(system)
     time.sleep(OUTAGE_SECONDS)
     system.services.kafka.start()
-    system.wait_for_results(range(4), 40)
+    system.wait_for_results(range(4), 100)
     assert handlers.runs(system) == dict.fromkeys(range(4), 1)
 
 

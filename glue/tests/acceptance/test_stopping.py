@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
@@ -102,3 +103,16 @@ def test_every_service_stops_while_a_server_is_away(make_system: MakeSystem, ser
     assert {process.name: process.wait(20) for process in system.processes} == dict.fromkeys(
         (process.name for process in system.processes), 0
     )
+
+
+def test_a_bridge_stops_with_offsets_that_kafka_did_not_take(make_system: MakeSystem) -> None:
+    system = make_system(lane={"max_outstanding": 20})
+    system.setup()
+    system.send_requests(range(200))
+    system.start(system.bridge)
+    wait_until(system.outstanding, 30, "a full lane", accept=lambda count: count == 20)
+    system.services.kafka.stop()
+    system.services.nsqd.post(f"/channel/empty?topic={quote(system.lane)}&channel={quote(system.pool)}")
+    wait_until(system.outstanding, 30, "more to be published")
+    system.bridge.signal(signal.SIGTERM)
+    assert system.bridge.wait(20) == 0
