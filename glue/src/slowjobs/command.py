@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from slowjobs import kafka, kinds, outcomes
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: exit statuses with a meaning, from sysexits.h.
 EX_DATAERR = 65
 EX_TEMPFAIL = 75
+#: seconds to read what a command that has ended has written; only what left its process group can make it wait.
+_LAST_OUTPUT_SECONDS = 5.0
 #: bytes of standard error that are kept as the reason.
 _REASON_BYTES = 2000
 #: what systemd tells the worker and a command has no use for.
@@ -41,16 +43,49 @@ class CommandHandler:
     async def process(self, request: kinds.Request) -> outcomes.Outcome:
         """Run the command once. When cancelled, the command is ended first."""
         try:
-            async with _running(self._command, str(self._directory)) as process:
+            async with _running(self._command, str(self._directory)) as (transport, run):
+                _feed(transport, request.raw)
                 try:
                     async with asyncio.timeout(self._time_limit_seconds):
-                        output, errors = await _talk(process, request.raw)
+                        await run.ended.wait()
                 except TimeoutError:
                     return outcomes.Retry(f"still running after {self._time_limit_seconds:g} s: ended")
+                _kill_group(transport.get_pid())  # what it left behind may hold its output open
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_OUTPUT_SECONDS):
+                        await run.closed.wait()
+                return _judge(
+                    transport.get_returncode(), bytes(run.output), run.errors.decode(errors="replace").strip()
+                )
         except OSError as error:
             return outcomes.Retry(f"could not start {self._command[0]} in {self._directory}: {error}")
-        reason = errors.decode(errors="replace").strip()
-        return _judge(process.returncode, output, reason)
+
+
+class _Run(asyncio.SubprocessProtocol):
+    """What comes from a running command. ``ended``: it has, or has written too much; ``closed``: its output, too."""
+
+    def __init__(self) -> None:
+        self.output = bytearray()
+        self.errors = b""
+        self.ended = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._open = {1, 2}
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1:
+            self.output += data
+            if len(self.output) > kafka.MAX_BODY_BYTES:
+                self.ended.set()
+        else:
+            self.errors = (self.errors + data)[-_REASON_BYTES:]
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._open.discard(fd)
+        if not self._open:
+            self.closed.set()
+
+    def process_exited(self) -> None:
+        self.ended.set()
 
 
 def _judge(status: int | None, output: bytes, reason: str) -> outcomes.Outcome:
@@ -71,23 +106,25 @@ def _judge(status: int | None, output: bytes, reason: str) -> outcomes.Outcome:
 
 
 @contextlib.asynccontextmanager
-async def _running(command: tuple[str, ...], directory: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start the command in a process group of its own, of which nothing is left afterwards."""
-    process = await asyncio.create_subprocess_exec(
+async def _running(command: tuple[str, ...], directory: str) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _Run]]:
+    """Start the command in a process group of its own, of which nothing is left afterwards.
+
+    Not by asyncio's streams: their ``wait`` lasts until all pipes are closed, also one that nobody reads any more or
+    that a process holds which has left the group.
+    """
+    transport, run = await asyncio.get_running_loop().subprocess_exec(
+        _Run,
         *_GUARD,
         *command,
         cwd=directory,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name not in _OF_THE_SERVICE},
         start_new_session=True,
     )
     try:
-        yield process
+        yield transport, run
     finally:
-        _kill_group(process.pid)  # at the time limit, or cancelled
-        await process.wait()
+        _kill_group(transport.get_pid())
+        transport.close()
 
 
 def _kill_group(group: int) -> None:
@@ -95,58 +132,8 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-async def _talk(process: asyncio.subprocess.Process, request: bytes) -> tuple[bytes, bytes]:
-    """Feed the request and read to the end; return standard output and the end of standard error."""
-    feeding = asyncio.create_task(_feed(process.stdin, request))
-    output = asyncio.create_task(_head(process.stdout))
-    errors = asyncio.create_task(_tail(process.stderr))
-    exiting = asyncio.create_task(_exit(process.pid))
-    try:
-        await asyncio.wait([exiting, output], return_when=asyncio.FIRST_COMPLETED)
-        if output.done() and len(output.result()) <= kafka.MAX_BODY_BYTES:
-            await exiting
-        _kill_group(process.pid)  # what it left behind may hold its output open
-        return await output, await errors
-    finally:
-        for task in (feeding, output, errors, exiting):
-            task.cancel()
-
-
-async def _exit(pid: int) -> None:
-    """Return when the process has ended; asyncio's own wait can last until its pipes are closed, too."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-
-
-async def _feed(stdin: asyncio.StreamWriter | None, request: bytes) -> None:
-    if stdin is None:
-        return
-    # A command need not read its input to the end.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        stdin.write(request + b"\n")
-        await stdin.drain()
-        stdin.close()
-
-
-async def _head(stream: asyncio.StreamReader | None) -> bytes:
-    output = bytearray()
-    while stream and len(output) <= kafka.MAX_BODY_BYTES and (chunk := await stream.read(65536)):
-        output += chunk
-    return bytes(output)
-
-
-async def _tail(stream: asyncio.StreamReader | None) -> bytes:
-    end = b""
-    while stream and (chunk := await stream.read(65536)):
-        end = (end + chunk)[-_REASON_BYTES:]
-    return end
+def _feed(transport: asyncio.SubprocessTransport, request: bytes) -> None:
+    """Write the request beside the run; a command need not read it to the end."""
+    stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
+    stdin.write(request + b"\n")
+    stdin.write_eof()
