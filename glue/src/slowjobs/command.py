@@ -62,12 +62,16 @@ class CommandHandler:
 
 
 class _Run(asyncio.SubprocessProtocol):
-    """What comes from a running command. ``ended``: it has, or has written too much; ``closed``: its output, too."""
+    """What comes from a running command.
+
+    ``ended``: there is nothing more to wait for, it has exited or written too much; ``closed``: its output has ended.
+    """
 
     def __init__(self) -> None:
         self.output = bytearray()
         self.errors = b""
         self.ended = asyncio.Event()
+        self.exited = asyncio.Event()
         self.closed = asyncio.Event()
         self._open = {1, 2}
 
@@ -85,6 +89,7 @@ class _Run(asyncio.SubprocessProtocol):
             self.closed.set()
 
     def process_exited(self) -> None:
+        self.exited.set()
         self.ended.set()
 
 
@@ -124,6 +129,7 @@ async def _running(command: tuple[str, ...], directory: str) -> AsyncIterator[tu
         yield transport, run
     finally:
         _kill_group(transport.get_pid())
+        await run.exited.wait()
         transport.close()
 
 
