@@ -17,22 +17,28 @@ PARK_LIMIT_SECONDS = 1800
 DELIVERY_MARGIN_SECONDS = 60
 #: requests; the ledger's commit holds no more positions of one lane.
 MAX_OUTSTANDING_LIMIT = 1250
+#: The folder in a pool's own that holds its virtual environments.
+ENVIRONMENTS = "environments"
 DEAD_LETTERS_TOPIC = "slowjobs-dead-letters"
 
 _NSQ_NAME = re.compile(r"[.a-zA-Z0-9_-]{1,64}")
 _KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _SECRET_PROPERTY = re.compile(r"password|secret|jaas|\.pem$", re.IGNORECASE)
 _DSN_PASSWORD = re.compile(r"password\s*=|://[^/@\s]*:[^/@\s]*@")
+_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+#: A name first: neither one of pip's options nor a path.
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][^\n]*")
 _PLACEHOLDER = re.compile(r"change.?me|replace.?me|placeholder|^(example|password|secret|x+|<.*>)$", re.IGNORECASE)
 
 _KIND_MEMBERS = {"type", "key"}
 _LANE_MEMBERS = {"kind", "pool", "kafka_topic", "weight", "max_outstanding", "safe_to_empty"}
 _POOL_MEMBERS = {
-    "handler", "files", "slots", "hosts", "max_concurrent", "state_port", "task_timeout_seconds",
-    "drain_timeout_seconds", "max_attempts", "retry", "result_topic",
+    "handler", "packages", "files", "slots", "hosts", "max_concurrent", "state_port", "task_timeout_seconds",
+    "drain_timeout_seconds", "park_limit_seconds", "max_attempts", "retry", "retry_statuses", "recycle", "result_topic",
 }  # fmt: skip
-_HANDLER_MEMBERS = {"command"}
+_HANDLER_MEMBERS = {"command", "python", "options", "preload"}
 _RETRY_MEMBERS = {"base_seconds", "cap_seconds"}
+_RECYCLE_MEMBERS = {"tasks", "megabytes"}
 _FILE_MEMBERS = {"src", "dest"}
 #: What else listens on a host, by group.
 _PORTS = {
@@ -67,7 +73,15 @@ _NAMES: Shape = (_is_list_of(_is_text), "a list of names")
 #: What the rules take apart, so it has to have that shape before they look at it.
 _SHAPES: dict[str, dict[str, Shape]] = {
     "kinds": {},
-    "pools": {"handler": _MAPPING, "files": _MAPPINGS, "hosts": _NAMES, "retry": _MAPPING},
+    "pools": {
+        "handler": _MAPPING,
+        "packages": _NAMES,
+        "files": _MAPPINGS,
+        "hosts": _NAMES,
+        "retry": _MAPPING,
+        "retry_statuses": _NAMES,
+        "recycle": _MAPPING,
+    },
     "lanes": {"kind": _TEXT, "pool": _TEXT, "kafka_topic": _TEXT},
 }
 
@@ -90,16 +104,34 @@ def longest_task_seconds(pools: Mapping[str, Any]) -> int:
     return math.ceil(max(map(_task_seconds, pools.values()), default=0))
 
 
+def _delivery_seconds(pool: Mapping[str, Any]) -> float:
+    park_limit = float(pool.get("park_limit_seconds", PARK_LIMIT_SECONDS))
+    return 2 * _task_seconds(pool) + park_limit + DELIVERY_MARGIN_SECONDS
+
+
 def longest_delivery_seconds(pools: Mapping[str, Any]) -> int:
-    """Return how long nsqd may see one delivery of any pool.
+    """Return how long nsqd may see one delivery of any pool, in whole seconds.
 
     Held, parked and running share one delivery, and a parked request may still run for its whole time limit.
     """
-    return 2 * longest_task_seconds(pools) + PARK_LIMIT_SECONDS + DELIVERY_MARGIN_SECONDS
+    return math.ceil(max(map(_delivery_seconds, pools.values()), default=0))
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether TOML has a form for it."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(item) for name, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float)
 
 
 def _list(names: object) -> str:
     return ", ".join(sorted(map(str, names))) or "none"  # type: ignore[call-overload]
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _whole(value: object, low: int, high: float = float("inf")) -> bool:
@@ -147,14 +179,16 @@ def _nsqd(site: Site) -> Iterator[str]:
     for host, limit in sorted(site["nsqd_max_msg_timeout_seconds"].items()):
         for name, pool in sorted(site["pools"].items()):
             task = pool.get("task_timeout_seconds", TASK_TIMEOUT_SECONDS)
-            if not isinstance(task, int | float):
+            park = pool.get("park_limit_seconds", PARK_LIMIT_SECONDS)
+            if not _is_seconds(task) or not _is_seconds(park):
                 continue
             longest = longest_delivery_seconds({name: pool})
             if limit <= longest:
                 yield (
-                    f"{host}: nsqd_max_msg_timeout_seconds: got {limit}, wanted more than {longest} (twice pool "
-                    f"{name}'s task_timeout_seconds, {task}, and {PARK_LIMIT_SECONDS} + {DELIVERY_MARGIN_SECONDS}): "
-                    "nsqd would give a request that still runs to a second worker. Raise it, or lower the pool's limit."
+                    f"{host}: nsqd_max_msg_timeout_seconds: got {limit}, wanted more than {longest} (of pool {name} "
+                    f"twice task_timeout_seconds, {task}, and park_limit_seconds, {park}, and "
+                    f"{DELIVERY_MARGIN_SECONDS}): nsqd would give a request that still runs to a second worker. "
+                    "Raise it, or lower the pool's limits."
                 )
 
 
@@ -237,22 +271,9 @@ def _pools(site: Site) -> Iterator[str]:
         if not _NSQ_NAME.fullmatch(name):
             yield f"{place}: a pool's name is its NSQ channel: wanted 1 to 64 of .a-zA-Z0-9_-. Rename it."
         yield from _unknown_members(place, pool, _POOL_MEMBERS)
-        lanes = [lane for lane, facts in site["lanes"].items() if facts.get("pool") == name]
-        if not lanes:
+        if not any(lane.get("pool") == name for lane in site["lanes"].values()):
             yield f"{place}: no lane names it: its workers would wait for ever. Add one to slowjobs_lanes, or drop it."
-        if len(lanes) > 1:
-            yield (
-                f"{place}: got {len(lanes)} lanes ({_list(lanes)}), wanted one, which is what a worker serves. "
-                "Give each lane a pool of its own."
-            )
-        handler = pool.get("handler", {})
-        yield from _unknown_members(f"{place}.handler", handler, _HANDLER_MEMBERS)
-        command = handler.get("command")
-        if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
-            yield (
-                f"{place}.handler.command: got {command!r}, wanted a list: the program and its arguments, "
-                "such as [/usr/bin/python3, check.py]."
-            )
+        yield from _pool_handler(place, pool)
         result_topic = pool.get("result_topic")
         if not isinstance(result_topic, str) or not _KAFKA_NAME.fullmatch(result_topic):
             yield f"{place}.result_topic: got {result_topic!r}, wanted the Kafka topic for its results."
@@ -265,15 +286,61 @@ def _pools(site: Site) -> Iterator[str]:
         yield from _pool_hosts(place, pool, site["groups"]["worker"])
 
 
+def _pool_handler(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
+    handler = pool.get("handler", {})
+    yield from _unknown_members(f"{place}.handler", handler, _HANDLER_MEMBERS)
+    if ("command" in handler) == ("python" in handler):
+        yield (
+            f"{place}.handler: got {'both' if 'command' in handler else 'neither'} of command and python, wanted one: a "
+            "program such as command: [/usr/bin/python3, check.py], or a class such as python: package.module:Class."
+        )
+    elif "command" in handler:
+        yield from _pool_command(place, pool, handler["command"])
+    else:
+        yield from _pool_python(place, pool, handler)
+
+
+def _pool_command(place: str, pool: Mapping[str, Any], command: object) -> Iterator[str]:
+    if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
+        yield (
+            f"{place}.handler.command: got {command!r}, wanted a list: the program and its arguments, "
+            "such as [/usr/bin/python3, check.py]."
+        )
+    of_python = [f"handler.{member}" for member in ("options", "preload") if member in pool["handler"]]
+    of_python += ["packages"] if "packages" in pool else []
+    for member in of_python:
+        yield f"{place}.{member}: given beside a command, wanted beside handler.python alone. Take it out."
+
+
+def _pool_python(place: str, pool: Mapping[str, Any], handler: Mapping[str, Any]) -> Iterator[str]:
+    name, options = handler["python"], handler.get("options", {})
+    if not isinstance(name, str) or not _CLASS.fullmatch(name):
+        yield f"{place}.handler.python: got {name!r}, wanted where the class is, such as package.module:Class."
+    if not _is_mapping(options) or not _is_plain(options):
+        yield (
+            f"{place}.handler.options: got {options!r}, wanted a mapping from the class's arguments to text, numbers, "
+            "true or false, and lists and mappings of these. Take out what is null; quote dates."
+        )
+    if not isinstance(handler.get("preload", True), bool):
+        yield f"{place}.handler.preload: got {handler['preload']!r}, wanted true or false."
+    for number, package in enumerate(pool.get("packages", [])):
+        if not _REQUIREMENT.fullmatch(package):
+            yield f"{place}.packages[{number}]: got {package!r}, wanted a requirement of pip's, such as lxml==6.0.2."
+
+
 def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
     for member in ("slots", "max_concurrent", "max_attempts"):
         if member in pool and not _whole(pool[member], 1):
             yield f"{place}.{member}: got {pool[member]!r}, wanted a whole number from 1."
-    retry = pool.get("retry", {})
+    retry, recycle = pool.get("retry", {}), pool.get("recycle", {})
     yield from _unknown_members(f"{place}.retry", retry, _RETRY_MEMBERS)
+    yield from _unknown_members(f"{place}.recycle", recycle, _RECYCLE_MEMBERS)
+    for member, value in recycle.items():
+        if not _whole(value, 1):
+            yield f"{place}.recycle.{member}: got {value!r}, wanted a whole number from 1."
     figures = {**pool, **{f"retry.{name}": value for name, value in retry.items()}}
     for member, value in figures.items():
-        if member.endswith("_seconds") and (not isinstance(value, int | float) or value <= 0):
+        if member.endswith("_seconds") and not _is_seconds(value):
             yield f"{place}.{member}: got {value!r}, wanted seconds, more than 0."
     if not _whole(pool.get("state_port", STATE_PORT), 1024, 65535):
         yield f"{place}.state_port: got {pool['state_port']!r}, wanted a port from 1024 to 65535."
@@ -287,6 +354,8 @@ def _pool_files(place: str, pool: Mapping[str, Any], directory: str) -> Iterator
             yield f"{place}.files[{number}].src: got {source!r}, wanted a file, seen from {directory}."
         if not isinstance(target, str) or Path(target).is_absolute() or ".." in Path(target).parts:
             yield f"{place}.files[{number}].dest: got {target!r}, wanted a path inside the pool's own folder."
+        elif Path(target).parts[:1] == (ENVIRONMENTS,):
+            yield f"{place}.files[{number}].dest: got {target!r}, where the pool's environments are. Name another."
 
 
 def _pool_hosts(place: str, pool: Mapping[str, Any], workers: Sequence[str]) -> Iterator[str]:
@@ -294,6 +363,8 @@ def _pool_hosts(place: str, pool: Mapping[str, Any], workers: Sequence[str]) -> 
     strangers = sorted(set(hosts) - set(workers))
     if strangers:
         yield f"{place}.hosts: got {_list(strangers)}, wanted hosts of group worker ({_list(workers)})."
+    if len(set(hosts)) != len(hosts):
+        yield f"{place}.hosts: got a host twice ({_list(hosts)}), wanted each once."
     if not hosts:
         yield f"{place}.hosts: got none: nothing would run it. Name hosts, or take the member out for the whole group."
     slots, limit = pool.get("slots", 1), pool.get("max_concurrent")

@@ -120,11 +120,25 @@ MISTAKES = {
         spoil("lanes/b", {"kind": "fixity", "pool": "fixity", "kafka_topic": "fixity-check"}),
         "which is lane b's, too",
     ),
-    "a pool for two lanes": (spoil("lanes/b", {"kind": "fixity", "pool": "fixity"}), "got 2 lanes (b, fixity-check)"),
     "too much outstanding": (spoil("lanes/fixity-check/max_outstanding", 1251), "wanted 1 to 1250 requests"),
     "a misspelt member of a lane": (spoil("lanes/fixity-check/wait", 1), "fixity-check.wait: unknown member"),
     "a pool without a lane": (spoil("lanes", {}), "no lane names it"),
-    "a pool without a command": (spoil("pools/fixity/handler", None), "fixity.handler.command: got None"),
+    "a pool without a handler": (spoil("pools/fixity/handler", None), "handler: got neither of command and python"),
+    "two handlers": (spoil("pools/fixity/handler/python", "a:B"), "handler: got both of command and python"),
+    "packages of a command": (spoil("pools/fixity/packages", ["requests"]), "fixity.packages: given beside a command"),
+    "options of a command": (spoil("pools/fixity/handler/options", {}), "handler.options: given beside a command"),
+    "a handler without a class": (spoil("pools/fixity/handler", {"python": "check.py"}), "python: got 'check.py'"),
+    "an option that is null": (
+        spoil("pools/fixity/handler", {"python": "a:B", "options": {"hops": [None]}}),
+        "fixity.handler.options: got {'hops': [None]}, wanted a mapping",
+    ),
+    "text for preload": (
+        spoil("pools/fixity/handler", {"python": "a:B", "preload": "no"}),
+        "fixity.handler.preload: got 'no', wanted true or false",
+    ),
+    "a limit of children misspelt": (spoil("pools/fixity/recycle", {"jobs": 5}), "fixity.recycle.jobs: unknown member"),
+    "children without a task": (spoil("pools/fixity/recycle", {"tasks": 0}), "fixity.recycle.tasks: got 0"),
+    "a status for a list": (spoil("pools/fixity/retry_statuses", "error"), "got 'error', wanted a list of names"),
     "a command that is no list": (spoil("pools/fixity/handler/command", "python3 x"), "got 'python3 x', wanted a list"),
     "no result topic": (spoil("pools/fixity/result_topic", None), "fixity.result_topic: got None"),
     "results on a lane's topic": (spoil("pools/fixity/result_topic", "fixity-check"), "lane fixity-check's own"),
@@ -140,9 +154,14 @@ MISTAKES = {
     ),
     "a host that is no worker": (spoil("pools/fixity/hosts", ["data1"]), "fixity.hosts: got data1"),
     "more slots than allowed": (spoil("pools/fixity/max_concurrent", 7), "8 in all, wanted at most max_concurrent, 7"),
-    "a pool that outlasts nsqd's limit": (
+    "a host named twice": (spoil("pools/fixity/hosts", ["worker1", "worker1"]), "fixity.hosts: got a host twice"),
+    "tasks that outlast nsqd's limit": (
         spoil("pools/fixity/task_timeout_seconds", 9870),
         "got 21600, wanted more than 21600",
+    ),
+    "parking that outlasts nsqd's limit": (
+        spoil("pools/fixity/park_limit_seconds", 21000),
+        "got 21600, wanted more than 21660 (of pool fixity twice task_timeout_seconds, 300, and park_limit_seconds",
     ),
     "a retry's member misspelt": (spoil("pools/fixity/retry", {"base": 5}), "fixity.retry.base: unknown member"),
     "a command for a handler": (spoil("pools/fixity/handler", "check.py"), "handler: got 'check.py', wanted a mapping"),
@@ -166,6 +185,56 @@ def test_a_mistake_is_named_with_its_place_and_remedy(site: Site, name: str) -> 
     assert any(message in error for error in site_facts.inventory_errors(site)), site_facts.inventory_errors(site)
 
 
+def test_a_pool_serves_many_lanes(site: Site) -> None:
+    site["lanes"]["fixity-priority"] = {"kind": "fixity", "pool": "fixity", "weight": 16}
+    assert site_facts.inventory_errors(site) == []
+
+
+def test_a_python_handler_has_options_and_packages_of_its_own(site: Site) -> None:
+    handler = {"python": "package.module:Class", "options": {"hops": 8, "hosts": [{"a": 1.5}]}, "preload": False}
+    site["pools"]["fixity"] |= {
+        "handler": handler,
+        "packages": [
+            "requests==2.32.5",
+            "trafilatura[all] >= 2 ; python_version < '4'",
+            "a @ https://example.org/a.whl",
+        ],
+        "recycle": {"tasks": 1000, "megabytes": 512},
+        "retry_statuses": ["wayback-error"],
+        "park_limit_seconds": 60,
+    }
+    assert site_facts.inventory_errors(site) == []
+
+
+@pytest.mark.parametrize("package", ["--index-url=https://example.org", "./package", "/opt/package", "", " a"])
+def test_packages_are_requirements_alone(site: Site, package: str) -> None:
+    site["pools"]["fixity"] |= {"handler": {"python": "a:B"}, "packages": [package]}
+    (error,) = site_facts.inventory_errors(site)
+    assert error.startswith(f"slowjobs_pools.fixity.packages[0]: got {package!r}, wanted a requirement of pip's")
+
+
+def test_files_leave_the_environments_of_a_pool_alone(site: Site) -> None:
+    site["pools"]["fixity"]["files"][0]["dest"] = "environments/check.py"
+    (error,) = site_facts.inventory_errors(site)
+    assert "where the pool's environments are" in error
+
+
+@pytest.mark.parametrize(("hosts", "slots"), [(None, 5), (["worker2"], 10)])
+def test_slots_of_all_its_hosts_together_stay_within_a_pools_limit(
+    site: Site, hosts: list[str] | None, slots: int
+) -> None:
+    pool = site["pools"]["fixity"] | {"max_concurrent": 10, "slots": slots}
+    site["pools"]["fixity"] = pool if hosts is None else pool | {"hosts": hosts}
+    assert site_facts.inventory_errors(site) == []
+    site["pools"]["fixity"]["slots"] += 1
+    number = 2 if hosts is None else 1
+    (error,) = site_facts.inventory_errors(site)
+    assert error == (
+        f"slowjobs_pools.fixity: got {slots + 1} slots on each of {number} hosts, {(slots + 1) * number} in all, "
+        "wanted at most max_concurrent, 10. Lower slots or name fewer hosts."
+    )
+
+
 def test_two_pools_on_one_host_need_two_state_ports(site: Site) -> None:
     site["pools"]["other"] = {**copy.deepcopy(site["pools"]["fixity"]), "hosts": ["worker2"]}
     site["lanes"]["other"] = {"kind": "fixity", "pool": "other"}
@@ -182,14 +251,17 @@ MEMBERS = [
     *(f"lanes/fixity-check/{member}" for member in sorted(site_facts._LANE_MEMBERS)),
     *(f"pools/fixity/{member}" for member in sorted(site_facts._POOL_MEMBERS)),
     *("pools/fixity/handler/command", "pools/fixity/files/0", "pools/fixity/files/0/src", "pools/fixity/files/0/dest"),
-    *("pools/fixity/retry/base_seconds", "pools/fixity/retry/cap_seconds"),
+    *("pools/fixity/retry/base_seconds", "pools/fixity/retry/cap_seconds", "pools/fixity/recycle/tasks"),
+    *("pools/python/handler/python", "pools/python/handler/options", "pools/python/handler/preload"),
+    *("pools/python/packages", "pools/python/packages/0"),
 ]
 
 
 @pytest.mark.parametrize("value", [None, "x", 7, ["x"], [7], {"x": 7}, {7: "x"}], ids=repr)
 @pytest.mark.parametrize("path", MEMBERS)
 def test_no_value_ends_the_look_with_an_exception(site: Site, path: str, value: object) -> None:
-    site["pools"]["fixity"]["retry"] = {}
+    site["pools"]["fixity"] |= {"retry": {}, "recycle": {}}
+    site["pools"]["python"] = {"handler": {"python": "a:B"}, "packages": ["a"]}
     *way, last = path.split("/")
     place: Any = site
     for step in way:
@@ -207,7 +279,9 @@ def test_the_slowest_pool_tells_how_long_nsqd_has_to_wait() -> None:
     pools = {"quick": {"task_timeout_seconds": 0.5}, "slow": {"task_timeout_seconds": 900}, "default": {}}
     assert site_facts.longest_task_seconds(pools) == 900
     assert site_facts.longest_delivery_seconds(pools) == 2 * 900 + 1800 + 60
-    assert site_facts.longest_task_seconds({}) == 0
+    pools["slow"]["park_limit_seconds"] = 10
+    assert site_facts.longest_delivery_seconds(pools) == 2 * 300 + 1800 + 60
+    assert site_facts.longest_task_seconds({}) == site_facts.longest_delivery_seconds({}) == 0
 
 
 def test_all_mistakes_are_told_at_once(site: Site) -> None:
