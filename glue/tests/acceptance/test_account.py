@@ -57,7 +57,7 @@ def test_a_request_that_nsqd_did_not_acknowledge_survives_the_bridge(make_system
         system.start(system.bridge)
         ids = [f"file-{number}" for number in range(50)]
         system.send_requests(ids)
-        wait_until(lambda: swallowing.publications, 30, "the bridge to publish", while_true=system.trouble)
+        wait_until(lambda: swallowing.swallowed, 30, "the bridge to publish", while_true=system.trouble)
         # Time for a bridge that commits too early to do it.
         time.sleep(1)
         assert system.committed("slowjobs-bridge") == 0

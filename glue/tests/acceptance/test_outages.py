@@ -91,7 +91,7 @@ def test_work_goes_on_after_nsqd_was_stopped_in_good_order(make_system: MakeSyst
 def test_work_goes_on_after_nsqd_stood_still(make_system: MakeSystem) -> None:
     """Its connections stay open and nobody answers: only deadlines of our own notice that."""
     system = _flowing(make_system)
-    with Sampler(system) as sampler:
+    with Sampler(system.outstanding) as sampler:
         system.services.nsqd.freeze()
         time.sleep(2 * OUTAGE_SECONDS)
         system.services.nsqd.thaw()

@@ -28,7 +28,7 @@ class Nsqd(LocalProcess):
         self.tcp_address = f"127.0.0.1:{free_port()}"
         self.http_address = f"127.0.0.1:{free_port()}"
         super().__init__(
-            "nsqd",
+            folder.name,
             [
                 str(artefacts.nsqd()),
                 f"--data-path={data}",

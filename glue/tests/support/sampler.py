@@ -1,28 +1,29 @@
-"""Looks at a lane again and again while a test does something else."""
+"""Looks again and again while a test does something else."""
 
 from __future__ import annotations
 
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from support.system import System
+    from collections.abc import Callable
 
 SAMPLES_A_SECOND = 20
+Seen = TypeVar("Seen")
 
 
-class Sampler:
-    """Reads how much NSQ owes of a lane, twenty times a second, beside the test."""
+class Sampler(Generic[Seen]):
+    """Keeps what ``look`` returns, twenty times a second, beside the test."""
 
-    def __init__(self, system: System) -> None:
-        self.samples: list[int] = []
-        self._system = system
+    def __init__(self, look: Callable[[], Seen]) -> None:
+        self.samples: list[Seen] = []
+        self._look = look
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> Sampler[Seen]:
         self._started = time.monotonic()
         self._thread.start()
         return self
@@ -34,6 +35,6 @@ class Sampler:
 
     def _sample(self) -> None:
         while not self._ended.wait(1 / SAMPLES_A_SECOND):
-            # nsqd may be away, on purpose.
+            # A server may be away, on purpose.
             with suppress(OSError):
-                self.samples.append(self._system.outstanding())
+                self.samples.append(self._look())

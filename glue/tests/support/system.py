@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -17,16 +18,19 @@ from typing import TYPE_CHECKING, Any
 from support import toml
 from support.postgresql import PASSWORD
 from support.processes import LocalProcess, free_port
+from support.services import ACTIVE
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from support.kafka import Tail
+    from support.nsqd import Nsqd
     from support.services import Services
 
 SLOWJOBS = Path(sys.executable).parent / "slowjobs"
 DEAD_LETTERS = "slowjobs-dead-letters"
+EVENTS = "slowjobs-events"
 #: echoes the request as its result, in a millisecond.
 ECHO = ("/bin/cat",)
 
@@ -65,17 +69,45 @@ class Service(LocalProcess):
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def config_in_force(self) -> bool:
-        return bool(self.state()["config"] == hashlib.sha256(self.config.read_bytes()).hexdigest())
+        return bool(self.state()["config"] == self._digest())
+
+    def reload(self) -> dict[str, Any]:
+        """Have the service read its file again; return its state when it has taken the file or refused it."""
+        digest = self._digest()
+        self.signal(signal.SIGHUP)
+        return wait_until(
+            self.state,
+            10,
+            f"{self.name} to take its file or refuse it",
+            accept=lambda state: digest in {state["config"], (state["refused"] or {}).get("config")},
+            while_true=self.trouble,
+        )
+
+    def release(self, *lanes: str) -> int:
+        """Have a worker give back what it holds and has parked of ``lanes`` (all); return how many that were."""
+        body = json.dumps({"lanes": lanes} if lanes else {}).encode()
+        return int(json.loads(self._call("/release", body))["released"])
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.config.read_bytes()).hexdigest()
 
     def _get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://{self.state_address}{path}", timeout=5) as answer:
+        return self._call(path, None)
+
+    def _call(self, path: str, body: bytes | None) -> bytes:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{self.state_address}{path}", data=body, headers=headers)
+        with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - as above: a loopback port
             content: bytes = answer.read()
         return content
 
 
 class System:
-    """One lane, one pool, one kind, one database; a bridge, two persisters, a worker on each of ``worker_hosts``.
+    """One pool and its lanes, one kind, one database; a bridge, two persisters, a worker on each of ``worker_hosts``.
 
+    ``lane`` holds the settings of the only lane, ``lanes`` those of several: ``short name -> settings``. Wherever a
+    lane is an argument it is the short name, and without it the first lane is meant.
+    ``nsqd_hosts``: whom workers take from; the first is the active one, a second the draining one.
     ``documents`` are the configuration files before they are written: a test may change them before ``write``.
     """
 
@@ -87,12 +119,16 @@ class System:
         slots: int = 4,
         worker_hosts: Sequence[str] = ("worker1",),
         lane: dict[str, Any] | None = None,
+        lanes: dict[str, dict[str, Any]] | None = None,
         pool: dict[str, Any] | None = None,
-        nsqd: dict[str, Any] | None = None,
+        nsqd_hosts: Sequence[str] = (ACTIVE,),
     ) -> None:
-        name = uuid.uuid4().hex[:8]
+        name = self.name = uuid.uuid4().hex[:8]
         self.services = services
-        self.lane = self.kafka_topic = f"lane-{name}"
+        settings = lanes or {"lane": lane or {}}
+        #: short name -> the lane's name, and that of its Kafka topic and NSQ topic
+        self.lanes = {short: f"{short}-{name}" for short in settings}
+        self.lane = self.kafka_topic = next(iter(self.lanes.values()))
         self.pool = f"pool-{name}"
         self.kind = f"kind-{name}"
         self.result_topic = f"results-{name}"
@@ -112,7 +148,9 @@ class System:
         self.workers = {host: self._service(host, ["worker", self.pool]) for host in worker_hosts}
         self.cli_config = self.folder / "slowjobs.toml"
         self.documents = self._documents(
-            lane={"kind": self.kind, "pool": self.pool, **(lane or {})},
+            lanes={
+                self.lanes[short]: {"kind": self.kind, "pool": self.pool, **each} for short, each in settings.items()
+            },
             pool={
                 "name": self.pool,
                 "slots": slots,
@@ -126,7 +164,7 @@ class System:
                 "retry": {"base_seconds": 0.2, "cap_seconds": 0.4},
                 **(pool or {}),
             },
-            nsqd=nsqd or {},
+            nsqd=self.nsqd_section(*nsqd_hosts),
         )
         self.write()
 
@@ -142,15 +180,25 @@ class System:
     def _service(self, name: str, arguments: Sequence[str]) -> Service:
         return Service(name, arguments, config=self.folder / f"{name}.toml", environment=self.environment)
 
+    def nsqd_section(self, active: str, *draining: str) -> dict[str, Any]:
+        """Return how a service's file names the nsqd hosts."""
+        return {
+            "active": active,
+            "draining": list(draining),
+            "hosts": {
+                host: {"tcp_address": nsqd.tcp_address, "http_address": nsqd.http_address}
+                for host in (active, *draining)
+                for nsqd in [self.services.nsqd_of(host)]
+            },
+        }
+
     def _documents(
-        self, *, lane: dict[str, Any], pool: dict[str, Any], nsqd: dict[str, Any]
+        self, *, lanes: dict[str, Any], pool: dict[str, Any], nsqd: dict[str, Any]
     ) -> dict[str, dict[str, Any]]:
         services = self.services
         kafka = {"properties": {"bootstrap.servers": services.kafka.address}}
-        address = {"tcp_address": services.nsqd.tcp_address, "http_address": services.nsqd.http_address}
-        nsq = {"active": "svc506", "hosts": {"svc506": address}, **nsqd}
         postgresql = {"dsn": services.postgresql.dsn(self.database)}
-        lanes = {"kinds": {self.kind: {"type": "job", "key": ["file_id"]}}, "lanes": {self.lane: lane}}
+        common = {"kinds": {self.kind: {"type": "job", "key": ["file_id"]}}, "lanes": lanes}
         result_topics = {self.pool: {"result_topic": self.result_topic}}
 
         documents: dict[str, dict[str, Any]] = {
@@ -159,8 +207,8 @@ class System:
                 "host": "control1",
                 "state_address": self.bridge.state_address,
                 "kafka": kafka,
-                "nsqd": nsq,
-                **lanes,
+                "nsqd": nsqd,
+                **common,
             }
         }
         for instance, persister in self.persisters.items():
@@ -172,7 +220,7 @@ class System:
                 "kafka": kafka,
                 "postgresql": postgresql,
                 "pools": result_topics,
-                **lanes,
+                **common,
             }
         for host, worker in self.workers.items():
             documents[host] = {
@@ -180,16 +228,16 @@ class System:
                 "host": host,
                 "state_address": worker.state_address,
                 "kafka": kafka,
-                "nsqd": nsq,
+                "nsqd": nsqd,
                 "pool": pool,
-                **lanes,
+                **common,
             }
         documents["slowjobs"] = {
             "service": "cli",
             "host": "control1",
             "kafka": kafka,
             "postgresql": postgresql,
-            "nsqd": nsq,
+            "nsqd": nsqd,
             "pools": result_topics,
             "services": [
                 {"name": "slowjobs-bridge", "host": "control1", "state_address": self.bridge.state_address},
@@ -211,7 +259,7 @@ class System:
                     for host, worker in self.workers.items()
                 ),
             ],
-            **lanes,
+            **common,
         }
         # Deep copies: a test that changes one file must not change another.
         return {name: json.loads(json.dumps(document)) for name, document in documents.items()}
@@ -219,6 +267,11 @@ class System:
     def write(self) -> None:
         for name, document in self.documents.items():
             (self.folder / f"{name}.toml").write_text(toml.dumps(document), encoding="utf-8")
+
+    def reload(self) -> dict[str, Any]:
+        """Write the files and have the first worker read its own again; return the state that comes of it."""
+        self.write()
+        return self.worker.reload()
 
     # Processes
 
@@ -272,21 +325,24 @@ class System:
 
     def logs(self) -> list[tuple[str, str]]:
         """Return ``(name, end of its log)`` of all processes that ran, and of the servers."""
-        servers = [self.services.nsqd]
+        servers = self.services.nsqds
         return [(process.name, process.log_tail(60)) for process in [*self.processes, *servers] if process.log.exists()]
 
     # What goes in
 
-    def send(self, values: Iterable[bytes | None]) -> int:
+    def send(self, values: Iterable[bytes | None], *, lane: str | None = None) -> int:
         """Write raw values to the lane's Kafka topic, past every check of ours."""
-        return self.services.kafka.produce(self.kafka_topic, values)
+        return self.services.kafka.produce(self._lane(lane), values)
 
-    def send_requests(self, ids: Iterable[object], **members: object) -> int:
-        return self.send(request(file_id, **members) for file_id in ids)
+    def send_requests(self, ids: Iterable[object], *, lane: str | None = None, **members: object) -> int:
+        return self.send((request(file_id, **members) for file_id in ids), lane=lane)
 
-    def sent(self) -> dict[tuple[int, int], bytes | None]:
+    def sent(self, *, lane: str | None = None) -> dict[tuple[int, int], bytes | None]:
         """Return ``(partition, offset) -> value`` of all that is on the lane's Kafka topic."""
-        return {(m.partition(), m.offset()): m.value() for m in self._tail(self.kafka_topic).poll()}
+        return {(m.partition(), m.offset()): m.value() for m in self._tail(self._lane(lane)).poll()}
+
+    def _lane(self, short: str | None) -> str:
+        return self.lane if short is None else self.lanes[short]
 
     # What comes out
 
@@ -295,9 +351,25 @@ class System:
         return [json.loads(value) for value in self._tail(self.result_topic).values()]
 
     def dead_letters(self) -> list[dict[str, Any]]:
-        """Return this lane's dead letters; the topic is shared by all lanes."""
+        """Return the dead letters of this system's lanes; the topic is shared by all lanes."""
         letters = [json.loads(value, parse_constant=_refuse) for value in self._tail(DEAD_LETTERS).values()]
-        return [letter for letter in letters if letter["lane"] == self.lane]
+        return [letter for letter in letters if letter["lane"] in self.lanes.values()]
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return what the workers of this system said (only ``kinds``), in order; the topic is shared by all."""
+        # Lanes and pools end in the system's name, so nothing of others is even read.
+        mine = [json.loads(value) for value in self._tail(EVENTS).values() if self.name.encode() in value]
+        return [event for event in mine if not kinds or event["event"] in kinds]
+
+    def story(self, file_id: object) -> list[dict[str, Any]]:
+        """Return the events of one request, in order."""
+        positions = [
+            [message.topic(), message.partition(), message.offset()]
+            for lane in self.lanes.values()
+            for message in self._tail(lane).poll()
+            if json.loads(message.value() or b"null")["file_id"] == file_id
+        ]
+        return [event for event in self.events() if event["position"] in positions]
 
     def request_rows(self) -> dict[str, dict[str, Any]]:
         """Return ``file_id -> the request's members`` of the request table."""
@@ -326,11 +398,12 @@ class System:
             self.rows("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
         )
 
-    def channel(self) -> dict[str, Any]:
-        return self.services.nsqd.channel(self.lane, self.pool)
+    def channel(self, *, lane: str | None = None, nsqd: Nsqd | None = None) -> dict[str, Any]:
+        return (nsqd or self.services.nsqd).channel(self._lane(lane), self.pool)
 
     def outstanding(self) -> int:
-        return self.services.nsqd.outstanding(self.lane)
+        """Return what all nsqd hosts together owe of all lanes."""
+        return sum(nsqd.outstanding(lane) for nsqd in self.services.nsqds for lane in self.lanes.values())
 
     def committed(self, group: str) -> int:
         return self.services.kafka.committed(group, self.kafka_topic)
