@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar, cast
 import click
 import rich.box
 import rich.console
+import rich.live
 import rich.markup
 import rich.progress
 import rich.table
+import rich.text
 
 from slowjobs import bridge, check, dead, documents, enqueue, errors, kafka, log, persister, service, settings, setup
 from slowjobs import status as status_
@@ -213,17 +215,34 @@ def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
 
 
 @main.command("status")
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long --watch waits before it looks again.",
+)
 @_json_option
 @_site_option
-def status_command(path: Path, *, as_json: bool) -> None:
+def status_command(path: Path, *, watch: bool, interval: float, as_json: bool) -> None:
     """Show lanes, nsqd hosts, workers and services. Exit 1 when something does not answer.
 
     \b
     Examples:
       slowjobs status
+      slowjobs status --watch
+      slowjobs status --watch --interval 60 >> status.log
       slowjobs status --json | jq '.lanes[] | {name, unfinished}'
     """
+    if watch and as_json:
+        raise click.UsageError("--json prints one document and --watch has no end: take one of them.")
     config, secrets = _load(path, settings.CliSettings)
+    if watch:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_watch(config, secrets, interval))
+        return
     document = asyncio.run(status_.read(config, secrets))
     if as_json:
         click.echo(json.dumps(document))
@@ -232,6 +251,22 @@ def status_command(path: Path, *, as_json: bool) -> None:
         for error in document["errors"]:
             click.echo(f"error: {error}", err=True)
     sys.exit(EXIT_FAILED if document["errors"] else EXIT_DONE)
+
+
+async def _watch(config: settings.CliSettings, secrets: settings.Credentials, interval: float) -> NoReturn:
+    """Show the status for ever: in one place of a terminal, one below the other in a file or a pipe."""
+    # Into a file the live display would write nothing but the last one.
+    display = rich.live.Live(console=_console, auto_refresh=False) if _console.is_terminal else contextlib.nullcontext()
+    with display as live:
+        while True:
+            document = await status_.read(config, secrets)
+            errors_ = [rich.text.Text(f"error: {error}") for error in document["errors"]]
+            picture = rich.console.Group(documents.now(), *status_.tables(document), *errors_)
+            if live:
+                live.update(picture, refresh=True)
+            else:
+                _console.print(picture)
+            await asyncio.sleep(interval)
 
 
 @main.command("enqueue")

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from slowjobs import settings
 
-#: of request and result topics; dead letters have one, so that an offset is an id.
+#: of request and result topics; dead letters have one, so that an offset is an id, and events, for their order.
 _PARTITIONS = 6
-_RETENTION_MILLISECONDS = 91 * 24 * 3600 * 1000
-
+_DAY_MILLISECONDS = 24 * 3600 * 1000
+_RETENTION_MILLISECONDS = 91 * _DAY_MILLISECONDS
+_EVENTS_RETENTION_MILLISECONDS = 7 * _DAY_MILLISECONDS
 
 State = Literal["present", "missing", "made"]
 
@@ -77,6 +78,7 @@ def _wanted_topics(config: settings.CliSettings) -> dict[str, NewTopic]:
     topics = [_topic(config, name, _PARTITIONS, {}) for name in config.lane_of_topic]
     topics += [_topic(config, pool.result_topic, _PARTITIONS, large) for pool in config.pools.values()]
     topics.append(_topic(config, kafka.DEAD_LETTERS, 1, large))
+    topics.append(_topic(config, kafka.EVENTS, 1, {"retention.ms": _EVENTS_RETENTION_MILLISECONDS}))
     return {topic.topic: topic for topic in topics}
 
 

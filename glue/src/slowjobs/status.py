@@ -160,7 +160,7 @@ def _worker(service: settings.Service, said: Document | None) -> Document:
         **about,
         "slots": said["slots"],
         "running": len(said["running"]),
-        "parked": said["parked"],
+        "parked": len(said["parked"]),
         "draining": said["draining"],
         "config": said["config"],
         "nsqd": said["nsqd"],
@@ -236,6 +236,7 @@ def _process_table(status: Document) -> table.Table:
         made.add_row(service["name"], service["host"], _cell(service["reachable"]), "", note)
     for worker in status["workers"]:
         note = "draining" if worker["draining"] else f"takes from {', '.join(worker['nsqd']) or 'nobody'}"
+        note += f", {worker['parked']} parked" if worker["parked"] else ""
         running = f"{_cell(worker['running'])}/{_cell(worker['slots'])}"
         name = f"slowjobs-worker@{worker['pool']}"
         made.add_row(name, worker["host"], _cell(worker["reachable"]), running, note if worker["reachable"] else "")

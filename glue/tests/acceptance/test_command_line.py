@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+import pty
+import signal
+import subprocess
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
 from support import handlers
-from support.system import DEAD_LETTERS, request
+from support.system import DEAD_LETTERS, EVENTS, SLOWJOBS, request
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from support.system import MakeSystem, System
 
 pytestmark = pytest.mark.acceptance
@@ -135,6 +142,48 @@ def test_status_with_half_the_system_down_prints_the_rest_and_exits_1(make_syste
     assert "Traceback" not in said.stdout + said.stderr
 
 
+@contextmanager
+def _watching(system: System, *, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**system.environment, "SLOWJOBS_CONFIG": str(system.cli_config), "TERM": "xterm", "COLUMNS": "100"}
+    argv = [str(SLOWJOBS), "status", "--watch", "--interval", "0.2"]
+    with subprocess.Popen(argv, stdout=stdout, stderr=subprocess.STDOUT, env=environment) as watching:
+        try:
+            yield watching
+        finally:
+            watching.kill()
+
+
+def _read_until(shown: IO[bytes], text: str) -> str:
+    seen = ""
+    while text not in seen:
+        part = os.read(shown.fileno(), 65536).decode(errors="replace")
+        assert part, f"its end, and no {text!r} in {seen}"
+        seen += part
+    return seen
+
+
+@pytest.mark.parametrize("where", ["terminal", "pipe"])
+def test_status_watch_follows_what_changes_until_it_is_interrupted(make_system: MakeSystem, where: str) -> None:
+    system = make_system()
+    system.setup()
+    out, into = pty.openpty() if where == "terminal" else os.pipe()
+    with _watching(system, stdout=into) as watching, os.fdopen(out, "rb", buffering=0) as shown:
+        os.close(into)
+        seen = _read_until(shown, "error: slowjobs-bridge on control1")
+        assert system.lane in seen
+        system.start(system.bridge)
+        seen = _read_until(shown, "publishes to svc506")
+        # At a terminal the picture changes in its place; in a file each comes below the last.
+        assert ("\x1b[1A" in seen) == (where == "terminal")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 0
+        assert "Traceback" not in seen
+
+
+def test_status_watch_prints_no_json(make_system: MakeSystem) -> None:
+    assert "--watch" in make_system().run("status", "--watch", "--json", expect=2).stderr
+
+
 def test_setup_makes_what_is_missing_says_so_and_does_nothing_the_second_time(make_system: MakeSystem) -> None:
     system = make_system()
     services = system.services
@@ -148,14 +197,15 @@ def test_setup_makes_what_is_missing_says_so_and_does_nothing_the_second_time(ma
     channel = f"{system.lane}/{system.pool}"
     assert {system.kafka_topic, system.result_topic, channel, "job_request", "job_result"} <= made
     topics = services.kafka.topics()
-    assert {system.kafka_topic, system.result_topic, DEAD_LETTERS} <= topics
+    assert {system.kafka_topic, system.result_topic, DEAD_LETTERS, EVENTS} <= topics
     assert services.kafka.partitions(system.kafka_topic) == services.kafka.partitions(system.result_topic) == 6
-    assert services.kafka.partitions(DEAD_LETTERS) == 1
+    assert services.kafka.partitions(DEAD_LETTERS) == services.kafka.partitions(EVENTS) == 1
     for topic in (system.result_topic, DEAD_LETTERS):
         config = services.kafka.topic_config(topic)
         assert config["max.message.bytes"] == str(21 * 1024 * 1024)
         assert config["retention.ms"] == str(91 * 24 * 60 * 60 * 1000)
     assert services.kafka.topic_config(system.kafka_topic)["retention.ms"] == str(91 * 24 * 60 * 60 * 1000)
+    assert services.kafka.topic_config(EVENTS)["retention.ms"] == str(7 * 24 * 60 * 60 * 1000)
     assert system.channel()["depth"] == 0
     assert system.rows("SELECT count(*) FROM job_request") == [(0,)]
 
