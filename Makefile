@@ -9,12 +9,12 @@ SCENARIO ?= nsqd site
 MOLECULE := molecule --base-config $(CURDIR)/.config/molecule/config.yml
 PLAYBOOKS := site.yml $(wildcard playbooks/*.yml)
 # Python beside the glue.
-SCRIPTS := inventory molecule plugins tools
+SCRIPTS := bench inventory molecule plugins tools
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help up deploy demo down lint lint-yaml lint-ansible lint-shell lint-python check test test-unit test-integration \
-	test-acceptance molecule control artefacts
+	test-acceptance molecule bench control artefacts
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,10 @@ molecule: artefacts ## Roles and site on test hosts of their own; SCENARIO=nsqd 
 	@# What a run that was ended left behind.
 	@$(MOLECULE) destroy
 	@$(MOLECULE) test --no-command-borders $(addprefix --scenario-name=,$(SCENARIO))
+
+bench: artefacts ## What a task and an idle slot cost here, and with Celery and RQ (about 3 minutes)
+	@tools/bootstrap.sh bench
+	@PYTHONPATH=glue/tests $(CACHE)/bench/bin/python bench/run.py
 
 control:
 	@tools/bootstrap.sh control

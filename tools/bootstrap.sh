@@ -6,6 +6,7 @@
 #   artefacts  Go and Maven, which build the archives of NSQ and Kafka
 #   lint       shellcheck
 #   tests      PostgreSQL's server programs (no cluster is made, nothing is started)
+#   bench      Redis' programs (nothing is started), and Celery and RQ in an environment of their own
 #
 # Quick where nothing is missing. On Debian and Ubuntu missing packages are installed, with sudo where not root;
 # elsewhere it names them and exits with 2.
@@ -48,6 +49,7 @@ look() {
         artefacts) want golang-go has_go; want java-runtime has_java; want maven has mvn ;;
         lint) want shellcheck has shellcheck ;;
         tests) want postgresql has_postgresql ;;
+        bench) want redis-tools has redis-check-rdb ;;
         *) echo "bootstrap.sh: no part is named $1" >&2; exit 2 ;;
     esac
 }
@@ -110,6 +112,17 @@ make_venv() {
     echo "$made_from" >.venv/made-from
 }
 
+make_bench_venv() {
+    local venv=${XDG_CACHE_HOME:-$HOME/.cache}/slowjobs/bench made_from
+    made_from=$({ cat bench/requirements.txt; python3 --version; } | sha256sum)
+    [ "$(cat "$venv/made-from" 2>/dev/null)" != "$made_from" ] || return 0
+
+    say "Installing Celery and RQ into $venv"
+    python3 -m venv "$venv" >&2
+    "$venv/bin/pip" install --quiet --requirement bench/requirements.txt >&2
+    echo "$made_from" >"$venv/made-from"
+}
+
 for part in "$@"; do look "$part"; done
 [ ${#missing[@]} -eq 0 ] || install_missing
 
@@ -126,5 +139,6 @@ for part in "$@"; do
                 .venv/bin/pip install --quiet --requirement .config/go-requirements.txt >&2
             fi
             ;;
+        bench) make_bench_venv ;;
     esac
 done
