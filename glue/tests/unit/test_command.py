@@ -2,6 +2,9 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+import structlog
+
 from slowjobs import command, kinds, outcomes, settings
 
 
@@ -16,23 +19,53 @@ def run(script: str, *, tmp_path: Path, seconds: float = 20) -> outcomes.Outcome
     return asyncio.run(command.CommandHandler(pool).process(kinds.Request(b'{"file_id": "a"}', {}, '["a"]')))
 
 
+def result(outcome: outcomes.Outcome) -> bytes:
+    assert isinstance(outcome, outcomes.Result)
+    return outcome.raw
+
+
 def test_the_output_of_exit_0_is_the_result(tmp_path: Path) -> None:
-    assert run("cat", tmp_path=tmp_path) == outcomes.Result(b'{"file_id": "a"}')
+    assert result(run("cat", tmp_path=tmp_path)) == b'{"file_id": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(75, outcomes.Retry), (69, outcomes.Busy), (65, outcomes.Reject), (1, outcomes.Failed)]
+)
+def test_an_exit_status_is_an_outcome_and_the_end_of_stderr_its_reason(
+    status: int, kind: type[outcomes.Retry | outcomes.Busy | outcomes.Reject | outcomes.Failed], tmp_path: Path
+) -> None:
+    outcome = run(f"echo the archive is closed >&2; exit {status}", tmp_path=tmp_path)
+    assert isinstance(outcome, kind)
+    assert "the archive is closed" in outcome.reason
+
+
+def test_what_a_command_prints_on_stderr_is_in_the_journal_with_its_request(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as events:
+        run("echo one >&2; echo two >&2; printf three >&2; cat", tmp_path=tmp_path)
+    lines = [(event["key"], event["line"]) for event in events if event["event"] == "handler.output"]
+    assert lines == [('["a"]', "one"), ('["a"]', "two"), ('["a"]', "three")]
 
 
 def test_a_command_that_writes_without_end_is_ended_and_rejected(tmp_path: Path) -> None:
     for _ in range(5):
         outcome = run("cat /dev/zero", tmp_path=tmp_path)
         assert isinstance(outcome, outcomes.Reject)
-        assert outcome.reason == "result-too-large"
+        assert outcome.code == "result-too-large"
 
 
 def test_what_a_command_leaves_running_holds_up_nothing(tmp_path: Path) -> None:
     start = time.monotonic()
-    assert run("sleep 15 & cat", tmp_path=tmp_path) == outcomes.Result(b'{"file_id": "a"}')
+    assert result(run("sleep 15 & cat", tmp_path=tmp_path)) == b'{"file_id": "a"}'
     assert time.monotonic() - start < 10
 
 
 def test_a_command_over_its_time_limit_is_ended_and_tried_again(tmp_path: Path) -> None:
     outcome = run("sleep 15", tmp_path=tmp_path, seconds=0.2)
-    assert outcome == outcomes.Retry("still running after 0.2 s: ended")
+    assert isinstance(outcome, outcomes.Failed)
+    assert outcome.reason == "still running after 0.2 s: ended"
+
+
+def test_a_command_that_a_signal_ends_has_failed_by_that_signal(tmp_path: Path) -> None:
+    outcome = run("echo farewell >&2; kill -9 $$", tmp_path=tmp_path)
+    assert isinstance(outcome, outcomes.Failed)
+    assert outcome.reason == "ended by SIGKILL: farewell"

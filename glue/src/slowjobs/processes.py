@@ -1,0 +1,143 @@
+"""What commands and Python handlers' processes have in common: where they run, what they print, how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = structlog.get_logger()
+
+#: what systemd tells the worker and a handler has no use for.
+_OF_THE_SERVICE = {"CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+
+#: bytes; of a longer line the rest is left out.
+LINE_BYTES = 8192
+#: lines of a pool: a second, and at once. journald would leave out the worker's own lines as well.
+_LINES_PER_SECOND = 100
+_LINES_AT_ONCE = 1000
+#: bytes; all that a pipe holds.
+_PIPE_BYTES = 65536
+#: control characters, which could end a line for journald, as text.
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), 127)}
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a handler's process."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_THE_SERVICE}
+
+
+def kill_group(group: int) -> None:
+    """End all processes of a group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def how_it_ended(status: int, last_words: str = "") -> str:
+    """Return an exit status, negative for a signal, as text. Before a signal there are no words of a process's own."""
+    if status >= 0:
+        return f"exit {status}: {last_words}" if last_words else f"exit {status}"
+    try:
+        return f"ended by {signal.Signals(-status).name}"
+    except ValueError:  # the real-time signals have no names
+        return f"ended by signal {-status}"
+
+
+class Journal:
+    """The output of a pool's handlers as events in the journal, as many as it can take; the others are counted."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._room: float = _LINES_AT_ONCE
+        self._filled = clock()
+        self._left_out = 0
+
+    def write(self, key: str | None, lines: list[bytes]) -> None:
+        """Write the first of ``lines`` for which there is room. ``key``: of the request that was being worked on."""
+        now = self._clock()
+        self._room = min(_LINES_AT_ONCE, self._room + (now - self._filled) * _LINES_PER_SECOND)
+        self._filled = now
+        taken = lines[: int(self._room)]
+        self._room -= len(taken)
+        if taken and self._left_out:
+            log.warning("handler.output_left_out", lines=self._left_out)
+            self._left_out = 0
+        self._left_out += len(lines) - len(taken)
+        for line in taken:
+            log.info("handler.output", key=key, line=_text(line))
+
+
+class Lines:
+    """Cut what one process writes into lines. ``key``: of the request that it works on; ``last``: its last line."""
+
+    def __init__(self, journal: Journal, key: str | None = None) -> None:
+        self.key = key
+        self.last = ""
+        self._journal = journal
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take more of the output."""
+        *whole, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[: LINE_BYTES + 1]
+        self._write(whole)
+
+    def finish(self) -> None:
+        """Take what there is as the last line."""
+        self._write([self._rest])
+        self._rest = b""
+
+    def _write(self, lines: list[bytes]) -> None:
+        if said := [line for line in lines if line and not line.isspace()]:
+            self.last = _text(said[-1])
+            self._journal.write(self.key, said)
+
+
+class Output:
+    """The reading end of a process's output. ``theirs``: its other end, to be closed here once the process has it."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.lines = Lines(journal)
+        self._ours, self.theirs = os.pipe()
+        os.set_blocking(self._ours, False)
+        asyncio.get_running_loop().add_reader(self._ours, self._read)
+
+    def begin(self, key: str) -> None:
+        """Say what the next lines are of."""
+        self.lines.key = key
+        self.lines.last = ""
+
+    def end(self) -> None:
+        """Read what was written until now; what comes later is of no request."""
+        self._read()
+        self.lines.finish()
+        self.lines.key = None
+
+    def close(self) -> None:
+        """Read what was written, and no more."""
+        self.end()
+        asyncio.get_running_loop().remove_reader(self._ours)
+        os.close(self._ours)
+
+    def _read(self) -> int:
+        try:
+            data = os.read(self._ours, _PIPE_BYTES)
+        except BlockingIOError:
+            return 0
+        if not data:  # nobody can write to it any more
+            asyncio.get_running_loop().remove_reader(self._ours)
+        self.lines.feed(data)
+        return len(data)
+
+
+def _text(line: bytes) -> str:
+    shown = line[:LINE_BYTES] + "…".encode() if len(line) > LINE_BYTES else line
+    return shown.decode(errors="backslashreplace").rstrip().translate(_VISIBLE)
