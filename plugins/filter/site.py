@@ -26,8 +26,8 @@ _KAFKA_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _SECRET_PROPERTY = re.compile(r"password|secret|jaas|\.pem$", re.IGNORECASE)
 _DSN_PASSWORD = re.compile(r"password\s*=|://[^/@\s]*:[^/@\s]*@")
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-#: A name first: neither one of pip's options nor a path.
-_REQUIREMENT = re.compile(r"[A-Za-z0-9][^\n]*")
+#: By name: neither one of pip's options nor a path or an address, which a host could not follow.
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][^@/\n]*")
 _PLACEHOLDER = re.compile(r"change.?me|replace.?me|placeholder|^(example|password|secret|x+|<.*>)$", re.IGNORECASE)
 
 _KIND_MEMBERS = {"type", "key"}
@@ -291,8 +291,8 @@ def _pool_handler(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
     yield from _unknown_members(f"{place}.handler", handler, _HANDLER_MEMBERS)
     if ("command" in handler) == ("python" in handler):
         yield (
-            f"{place}.handler: got {'both' if 'command' in handler else 'neither'} of command and python, wanted one: a "
-            "program such as command: [/usr/bin/python3, check.py], or a class such as python: package.module:Class."
+            f"{place}.handler: got {'both' if 'command' in handler else 'neither'} of command and python, wanted one: "
+            "a program such as command: [/usr/bin/python3, check.py], or a class such as python: package.module:Class."
         )
     elif "command" in handler:
         yield from _pool_command(place, pool, handler["command"])
@@ -325,7 +325,7 @@ def _pool_python(place: str, pool: Mapping[str, Any], handler: Mapping[str, Any]
         yield f"{place}.handler.preload: got {handler['preload']!r}, wanted true or false."
     for number, package in enumerate(pool.get("packages", [])):
         if not _REQUIREMENT.fullmatch(package):
-            yield f"{place}.packages[{number}]: got {package!r}, wanted a requirement of pip's, such as lxml==6.0.2."
+            yield f"{place}.packages[{number}]: got {package!r}, wanted a pip requirement by name, such as lxml==6.1.3."
 
 
 def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:

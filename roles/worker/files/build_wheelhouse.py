@@ -1,0 +1,1 @@
+../../glue/files/build_wheelhouse.py
