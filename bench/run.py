@@ -48,10 +48,10 @@ class Figure:
 
 
 FIGURES = (
-    Figure("requests_per_second", "requests a second", 0),
-    Figure("worker_cpu_milliseconds", "CPU ms a request, workers", 2),
-    Figure("cpu_milliseconds", "CPU ms a request, with servers", 2),
-    Figure("idle_slot_megabytes", "MB (PSS) an idle slot", 1),
+    Figure("requests_per_second", "requests\na second", 0),
+    Figure("worker_cpu_milliseconds", "CPU ms a request,\nworkers", 2),
+    Figure("cpu_milliseconds", "CPU ms a request,\nservers, too", 2),
+    Figure("idle_slot_megabytes", "MB (PSS)\nan idle slot", 1),
 )
 
 
@@ -122,23 +122,23 @@ def measure(arguments: argparse.Namespace, console: rich.console.Console) -> dic
 
 
 def report(found: dict[str, dict[str, list[float]]], console: rich.console.Console) -> None:
-    """Print medians, spread, and in how many of slowjobs' each is."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, caption="median (least - most)", caption_justify="left")
+    """Print medians and spread, and each median as a multiple of slowjobs'."""
+    table = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, caption="median, as a multiple of slowjobs', least and most", caption_justify="left"
+    )
     table.add_column()
-    for system in found:
-        table.add_column(system, justify="right")
     for figure in FIGURES:
-        values = [found[system][figure.name] for system in found]
-        table.add_row(figure.label, *(_spread(series, figure.digits) for series in values))
-        first = statistics.median(values[0])
-        ratios = [f"{statistics.median(series) / first:.2f}" for series in values]
-        table.add_row("  slowjobs = 1", *ratios, style="dim")
+        table.add_column(figure.label, justify="right")
+    first = next(iter(found.values()))
+    for system, series in found.items():
+        table.add_row(system, *(_cell(series[figure.name], first[figure.name], figure.digits) for figure in FIGURES))
     console.print(table)
 
 
-def _spread(series: list[float], digits: int) -> str:
-    median = f"{statistics.median(series):.{digits}f}"
-    return median if len(series) == 1 else f"{median} ({min(series):.{digits}f} - {max(series):.{digits}f})"
+def _cell(series: list[float], unit: list[float], digits: int) -> str:
+    median = statistics.median(series)
+    ratio = f"x {median / statistics.median(unit):.2f}"
+    return f"{median:.{digits}f}  {ratio}\n[dim]({min(series):.{digits}f} - {max(series):.{digits}f})[/dim]"
 
 
 def main() -> None:
