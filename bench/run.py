@@ -138,7 +138,7 @@ def report(found: dict[str, dict[str, list[float]]], console: rich.console.Conso
 def _cell(series: list[float], unit: list[float], digits: int) -> str:
     median = statistics.median(series)
     ratio = f"x {median / statistics.median(unit):.2f}"
-    return f"{median:.{digits}f}  {ratio}\n[dim]({min(series):.{digits}f} - {max(series):.{digits}f})[/dim]"
+    return f"{median:.{digits}f}  {ratio}\n[dim]({min(series):.{digits}f}-{max(series):.{digits}f})[/dim]"
 
 
 def main() -> None:
