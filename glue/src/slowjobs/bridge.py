@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 import structlog
 
-from slowjobs import cap, documents, kafka, kinds, nsq, retry
+from slowjobs import cap, documents, kafka, kinds, nsq, retry, service
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +87,7 @@ class _Lane:
         return len(self.fetched) <= _FETCHED_REQUESTS // 4 and self.fetched_bytes <= _FETCHED_BYTES // 4
 
 
-class Bridge:
+class Bridge(service.Service):
     """Move requests from the lanes' Kafka topics to nsqd, at most ``max_outstanding`` of a lane at a time.
 
     An offset is committed after nsqd said OK (or Kafka has the dead letter), so a request is published at least once.

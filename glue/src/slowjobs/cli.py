@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter, deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 import click
 import rich.box
@@ -33,7 +33,6 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_FENCED = 5
 
-_S = TypeVar("_S", bound=settings.AnySettings)
 #: characters; what is not read at a terminal need not fit one.
 _WIDE = 160
 _console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDE)
@@ -56,12 +55,10 @@ def _config_option(default: str | None = None) -> Callable[[Any], Any]:
 _site_option = _config_option(str(settings.CONFIG_DIRECTORY / "slowjobs.toml"))
 
 
-def _load(path: Path, expected: type[_S]) -> tuple[_S, settings.Credentials]:
+def _load(path: Path, expected: type[settings.S]) -> tuple[settings.S, settings.Credentials]:
     with _configuration_errors():
-        config, secrets = settings.load(path), settings.credentials()
+        config, secrets = settings.load(path, expected), settings.credentials()
         kafka.check_properties(config.kafka, secrets)
-    if not isinstance(config, expected):
-        _fail(f"{path}: expected the file of another service, got that of {config.service!r}", EXIT_USAGE)
     return config, secrets
 
 
@@ -114,6 +111,8 @@ def _serve(
 
     try:
         asyncio.run(_run())
+    except* settings.ConfigurationError as group:
+        _fail(f"{path}: {group.exceptions[0]}", EXIT_USAGE)
     except* kafka.FencedError as group:
         _fail(f"another {name} has taken over: {group.exceptions[0]}", EXIT_FENCED)
     except* (OSError, kafka.ProducerFailedError, documents.UnknownVersionError) as group:
@@ -150,7 +149,7 @@ def worker_command(pool: str, path: Path | None) -> None:
     config, secrets = _load(path, settings.WorkerSettings)
     if config.pool.name != pool:
         _fail(f"{path}: is the worker of pool {config.pool.name!r}, not of {pool!r}", EXIT_USAGE)
-    _serve(config, path, f"slowjobs-worker@{pool}", lambda: worker_.Worker(config, secrets))
+    _serve(config, path, f"slowjobs-worker@{pool}", lambda: worker_.Worker(config, secrets, path))
 
 
 # Operations
@@ -202,7 +201,7 @@ def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
         with _configuration_errors():
             # Only a service can read its secrets; without any, librdkafka would miss them.
             secrets = settings.Credentials({"sasl.username": "-", "sasl.password": "-"}, None)
-            kafka.check_properties(settings.load(offline).kafka, secrets)
+            kafka.check_properties(settings.load_any(offline).kafka, secrets)
         return
     config, secrets = _load(path, settings.CliSettings)
     findings = asyncio.run(check.check(config, secrets))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 from slowjobs import kinds
 
@@ -56,9 +56,10 @@ class Assignment:
     position: Position | None
 
 
-def now() -> str:
+def now(plus_seconds: float = 0) -> str:
     """Return the time as all documents write it: UTC, microseconds, ``Z``."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    moment = datetime.now(UTC) + timedelta(seconds=plus_seconds)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def write_assignment(
@@ -149,6 +150,30 @@ class DeadLetter:
             except kinds.RejectedError:
                 document["request_base64"] = base64.b64encode(raw).decode()
         return _with_member(json.dumps(document, ensure_ascii=False).encode(), "request", request)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker does with a request, for the ledger (design, "Data"). ``up`` is about no request.
+
+    ``outcome``: of ``done``, "result", "skipped", "dead" or "discarded"; ``until``: of ``requeued``.
+    """
+
+    event: Literal["started", "requeued", "done", "abandoned", "up"]
+    worker: str
+    lane: str | None = None
+    position: Position | None = None
+    attempt: int | None = None
+    nsqd: str | None = None
+    until: str | None = None
+    outcome: Literal["result", "skipped", "dead", "discarded"] | None = None
+    reason: str | None = None
+
+    def write(self) -> bytes:
+        """Return the document."""
+        position = self.position.as_json() if self.position else None
+        document = {"v": VERSION, **vars(self), "position": position, "at": now()}
+        return json.dumps(document, ensure_ascii=False).encode()
 
 
 def read_dead_letter(raw: bytes) -> dict[str, Any]:

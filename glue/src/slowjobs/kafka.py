@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 DEAD_LETTERS = "slowjobs-dead-letters"
+#: what workers do, in the order in which they do it: one partition.
+EVENTS = "slowjobs-events"
 #: bytes; of results and dead letters.
 MAX_MESSAGE_BYTES = 21 * 1024 * 1024
 #: bytes of a result's or a dead letter's body; the rest of a message is left for key and headers.
@@ -99,6 +101,9 @@ class Producer:
         )
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[None] = self._loop.create_future()
+        #: Kafka's answers on their way from the poller's thread, and whether the loop knows that there are any.
+        self._answers: deque[tuple[asyncio.Future[int], confluent_kafka.KafkaError | None, int | None, str]] = deque()
+        self._told = False
         self._closing = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
         self._poller.start()
@@ -116,7 +121,10 @@ class Producer:
         delivered: asyncio.Future[int] = self._loop.create_future()
 
         def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
-            self._loop.call_soon_threadsafe(self._settle, delivered, error, message.offset(), topic)
+            self._answers.append((delivered, error, message.offset(), topic))
+            if not self._told:
+                self._told = True
+                self._loop.call_soon_threadsafe(self._settle_all)
 
         while True:
             try:
@@ -128,6 +136,11 @@ class Producer:
                 self._settle(delivered, error.args[0], None, topic)
                 break
         return await delivered
+
+    def _settle_all(self) -> None:
+        self._told = False  # first: what is appended from here on calls again
+        while self._answers:
+            self._settle(*self._answers.popleft())
 
     def _settle(
         self,
@@ -147,11 +160,18 @@ class Producer:
         else:
             delivered.set_exception(DeliveryError(error, topic))
 
+    async def send_for_sure(self, topic: str, value: bytes) -> None:
+        """Return once the message is safe, however long Kafka refuses it."""
+        try:
+            await self.send(topic, value)
+        except DeliveryError:
+            async for attempt in retry.while_away(f"kafka topic {topic}", DeliveryError):
+                with attempt:
+                    await self.send(topic, value)
+
     async def send_dead_letter(self, letter: documents.DeadLetter) -> None:
-        """Return once the dead letter is safe, however long Kafka refuses it: without it the request would be lost."""
-        async for attempt in retry.while_away(f"kafka topic {DEAD_LETTERS}", DeliveryError):
-            with attempt:
-                await self.send(DEAD_LETTERS, letter.write(MAX_BODY_BYTES))
+        """Return once the dead letter is safe: without it the request would be lost."""
+        await self.send_for_sure(DEAD_LETTERS, letter.write(MAX_BODY_BYTES))
 
     async def close(self) -> None:
         """Wait for what is under way, at most 10 s, and stop."""

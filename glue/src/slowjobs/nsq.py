@@ -17,6 +17,7 @@ import structlog
 from nsq import protocol
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Sequence
 
     from slowjobs import settings
@@ -29,6 +30,8 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 #: seconds between nsqd's heartbeats on a consumer's connection; nsqd's own floor is 1.
 HEARTBEAT_SECONDS = 10.0
+#: seconds that an event loop which was held up gets to read what has come.
+_READ_FIRST_SECONDS = 0.5
 #: messages of one MPUB; with sync-every=1 each costs nsqd an fsync, and 100 of them 0.3 s.
 MAX_BATCH = 100
 #: bytes of the requests in one MPUB; nsqd's --max-body-size is 5 MiB, and our members come on top.
@@ -61,22 +64,41 @@ class _Stream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        #: when a frame came last; the event loop's time.
+        self._heard = 0.0
 
     @classmethod
-    async def open(cls, address: settings.Address, identity: dict[str, Any]) -> tuple[_Stream, dict[str, Any]]:
-        """Connect and identify; return the stream and what nsqd negotiated."""
+    async def open(
+        cls, address: settings.Address, identity: dict[str, Any], tls: ssl.SSLContext | None = None
+    ) -> tuple[_Stream, dict[str, Any]]:
+        """Connect, identify and, where ``tls`` is given, encrypt; return the stream and what nsqd negotiated."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 stream = cls(*await asyncio.open_connection(address.host, address.port))
                 try:
-                    return stream, await stream._identify(identity)
+                    negotiated = await stream._identify({**identity, "tls_v1": tls is not None})
+                    if tls:
+                        await stream._encrypt(tls, address.host, negotiated)
                 except BaseException:
-                    stream.close()
+                    stream.abort()
                     raise
+                return stream, negotiated
         except TimeoutError:
             raise TimeoutError(f"{address} does not answer within {CONNECT_TIMEOUT_SECONDS:g} s") from None
         except (ProtocolError, asyncio.IncompleteReadError) as error:
             raise ProtocolError(f"{address} does not answer as nsqd does: {error}") from error
+
+    async def _encrypt(self, tls: ssl.SSLContext, host: str, negotiated: dict[str, Any]) -> None:
+        if not negotiated.get("tls_v1"):
+            raise ProtocolError("it offers no TLS")
+        await self._writer.start_tls(tls, server_hostname=host)
+        try:
+            await self.answer()
+        except (asyncio.IncompleteReadError, OSError) as error:
+            # TLS 1.3 tells a client that its certificate is refused with the first read.
+            raise ProtocolError(
+                f"it closed the encrypted connection: is our certificate one of its CA? {error}"
+            ) from error
 
     async def _identify(self, identity: dict[str, Any]) -> dict[str, Any]:
         self.send(protocol.MAGIC_V2)
@@ -96,13 +118,9 @@ class _Stream:
         await self._writer.drain()
 
     async def frame(self) -> tuple[int, bytes]:
-        """Return the next frame's type and data, heartbeats answered on the way.
-
-        Raises TimeoutError when nothing came for two of the consumer's heartbeats, not even one of them.
-        """
+        """Return the next frame's type and data, heartbeats answered on the way."""
         while True:
-            async with asyncio.timeout(2 * HEARTBEAT_SECONDS):
-                kind, data = await self._read()
+            kind, data = await self._read()
             if kind == protocol.FRAME_TYPE_RESPONSE and data == b"_heartbeat_":
                 self.send(protocol.nop())
                 continue
@@ -113,7 +131,19 @@ class _Stream:
         if not _FRAME_TYPE_BYTES <= size <= _MAX_FRAME_BYTES:
             raise ProtocolError(f"a frame of {size} bytes: this is not nsqd")
         kind, data = protocol.unpack_response(await self._reader.readexactly(size))
+        self._heard = asyncio.get_running_loop().time()
         return kind, data
+
+    async def watch(self) -> None:
+        """Return when nothing came for two of the consumer's heartbeats, not even one of them."""
+        loop = asyncio.get_running_loop()
+        self._heard = loop.time()
+        while True:
+            await asyncio.sleep(self._heard + 2 * HEARTBEAT_SECONDS - loop.time())
+            # This loop may be late itself: what has come meanwhile is read first.
+            await asyncio.sleep(_READ_FIRST_SECONDS)
+            if self._heard + 2 * HEARTBEAT_SECONDS < loop.time():
+                return
 
     async def answer(self) -> bytes:
         """Return the next response. Raises ProtocolError for an error frame."""
@@ -124,6 +154,10 @@ class _Stream:
 
     def close(self) -> None:
         self._writer.close()
+
+    def abort(self) -> None:
+        """Close without waiting for what nobody takes any more."""
+        self._writer.transport.abort()
 
 
 class Publisher:
@@ -175,12 +209,20 @@ class Subscription:
         #: seconds; a message that is not touched for so long goes to another worker.
         self.msg_timeout_seconds = msg_timeout_seconds
         self.closed = False
+        self._watch = asyncio.create_task(self._close_when_silent())
 
     @classmethod
     async def open(
-        cls, address: settings.Address, *, host: str, topic: str, channel: str, client_id: str
+        cls,
+        address: settings.Address,
+        *,
+        host: str,
+        topic: str,
+        channel: str,
+        client_id: str,
+        tls: ssl.SSLContext | None = None,
     ) -> Subscription:
-        """Connect and subscribe; no message comes before ``ready``."""
+        """Connect and subscribe; no message comes before ``ready``. ``tls`` checks nsqd and is checked by it."""
         stream, negotiated = await _Stream.open(
             address,
             {
@@ -189,6 +231,7 @@ class Subscription:
                 "heartbeat_interval": int(HEARTBEAT_SECONDS * 1000),
                 "output_buffer_size": -1,  # else a single message waits for nsqd's 250 ms buffer
             },
+            tls,
         )
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
@@ -237,9 +280,16 @@ class Subscription:
         if not self.closed:
             self._stream.send(command)
 
+    async def _close_when_silent(self) -> None:
+        await self._stream.watch()
+        log.warning("nsq.silent", nsqd=self.host, seconds=2 * HEARTBEAT_SECONDS)
+        self.closed = True
+        self._stream.abort()
+
     def close(self) -> None:
         """Close the connection; what it had in flight goes to others after msg-timeout."""
         self.closed = True
+        self._watch.cancel()
         self._stream.close()
 
 

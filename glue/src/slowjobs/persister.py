@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import prometheus_client
 import structlog
 
-from slowjobs import documents, kafka, kinds, postgres, retry
+from slowjobs import documents, kafka, kinds, postgres, retry, service
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -122,7 +122,7 @@ class _Results:
         return next(name for name, lane in self._lanes.items() if lane.pool == pool)
 
 
-class Persister:
+class Persister(service.Service):
     """Write what comes on Kafka to PostgreSQL: one transaction a batch, then the offsets.
 
     A crash between the two writes the batch again, which changes nothing. PostgreSQL away: waits, nothing committed.

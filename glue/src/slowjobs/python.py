@@ -53,7 +53,7 @@ class PythonHandler:
     async def start(self) -> None:
         """Import the class, and start a child for each slot without waiting for what it makes."""
         try:
-            first = await self._new_child()
+            first = self._start_child(await self._open())
             self._idle.append(first)
             failure = await first.imported
         except OSError as error:
@@ -93,7 +93,7 @@ class PythonHandler:
             await self._nursery.close(idle)
 
     async def _process(self, request: kinds.Request) -> tuple[_Child, outcomes.Outcome]:
-        chosen = self._idle.pop() if self._idle else await self._new_child()
+        chosen = self._idle.pop() if self._idle else self._start_child(await self._open())
         limit = self._pool.task_timeout_seconds
         try:
             async with asyncio.timeout(limit):
@@ -118,16 +118,20 @@ class PythonHandler:
     async def _fill(self) -> None:
         """Start a child for each slot that has none."""
         try:
+            nursery = await self._open()
             while self._running + len(self._idle) < self._pool.slots:
-                self._idle.appendleft(await self._new_child())
+                self._idle.appendleft(self._start_child(nursery))
         except OSError as error:
             log.warning("handler.not_started", error=str(error))  # the next try starts one
 
-    async def _new_child(self) -> _Child:
+    def _start_child(self, nursery: _Nursery) -> _Child:
+        return nursery.start_child(self._pool.handler.options)
+
+    async def _open(self) -> _Nursery:
         async with self._opening:
             if self._nursery is None or self._nursery.gone.is_set():
                 self._nursery = await _Nursery.open(self._pool, self._journal, self._ended)
-        return self._nursery.start_child(self._pool.handler.options)
+            return self._nursery
 
     def _ended(self, ended: _Child) -> None:
         with contextlib.suppress(ValueError):
@@ -225,6 +229,8 @@ class _Nursery(asyncio.SubprocessProtocol):
         self.gone.set()
 
     def _send(self, command: bytes, number: int, descriptors: tuple[int, ...] = ()) -> None:
+        if self._control.fileno() < 0:
+            return  # it is gone, or told to go, and its children with it
         self._outbox.append((child.RECORD.pack(command, number, 0), descriptors))
         self._flush()
 
@@ -298,8 +304,8 @@ class _Child:
         self._ready: asyncio.Future[outcomes.Failed | None] = self._loop.create_future()
         self._answer: asyncio.Future[outcomes.Outcome] | None = None
         self._leaving: asyncio.TimerHandle | None = None
-        self._output = processes.Output(journal)
         self._channel, theirs = socket.socketpair()
+        self._output = processes.Output(journal)
         #: its own descriptors: channel and output.
         self.theirs = (theirs.detach(), self._output.theirs)
         self._inbox = bytearray()

@@ -24,8 +24,13 @@ _LONGEST_WAIT_SECONDS = 5.0
 _LOG_EVERY_SECONDS = 60.0
 
 
-def delay_milliseconds(retry: settings.Retry, attempt: int) -> int:
-    """Draw the delay before the next try: full jitter, ``uniform(0, min(cap, base * 2**attempt))``."""
+def delay_milliseconds(retry: settings.Retry, attempt: int, wanted_seconds: float | None = None) -> int:
+    """Draw the delay before the next try: full jitter, ``uniform(0, min(cap, base * 2**attempt))``.
+
+    ``wanted_seconds``, a handler's own wish, is kept, and at most a tenth longer.
+    """
+    if wanted_seconds is not None:
+        return int(min(max(0, wanted_seconds) * random.uniform(1, 1.1), MAX_DELAY_SECONDS) * 1000)  # noqa: S311
     longest = min(retry.cap_seconds, retry.base_seconds * 2 ** min(attempt, 32), MAX_DELAY_SECONDS)
     return int(random.uniform(0, longest) * 1000)  # noqa: S311 - jitter, no secret
 
@@ -44,8 +49,17 @@ class OnceAMinute:
         return True
 
 
+def _wait(state: tenacity.RetryCallState) -> float:
+    longest = min(FIRST_WAIT_SECONDS * 2 ** (state.attempt_number - 1), _LONGEST_WAIT_SECONDS)
+    # Not all at the same moment; and at most so long that connecting, too, is within the 5 s.
+    return float(longest * random.uniform(0.5, 0.9))  # noqa: S311 - jitter, no secret
+
+
 def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetrying:
-    """Retry for ever while ``server`` fails with ``errors``: after 0.5 s doubling to 5 s, logged once a minute."""
+    """Retry for ever while ``server`` fails with ``errors``, logged once a minute.
+
+    Waits 0.5 s doubling to 5 s, less a random part.
+    """
     away = OnceAMinute()
 
     def _log(state: tenacity.RetryCallState) -> None:
@@ -54,7 +68,7 @@ def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetry
             log.warning("server.away", server=server, error=repr(error), tries=state.attempt_number)
 
     return tenacity.AsyncRetrying(
-        wait=tenacity.wait_exponential(multiplier=FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        wait=_wait,
         retry=tenacity.retry_if_exception_type(errors),
         before_sleep=_log,
     )

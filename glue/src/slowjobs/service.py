@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import sdnotify
@@ -16,37 +16,60 @@ from aiohttp import web
 from slowjobs import documents
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from slowjobs import settings
 
 log = structlog.get_logger()
 
 
-class Service(Protocol):
+class Service:
     """A service: ``run`` works until ``stop`` was called and everything is put away."""
+
+    async def prepare(self) -> None:
+        """Do what has to work before the service counts as started. Raises settings.ConfigurationError."""
 
     async def run(self) -> None:
         """Work; return after ``stop``."""
+        raise NotImplementedError
 
     def stop(self) -> None:
         """End in good order. A worker that is told a second time ends at once; the others take a few seconds."""
+        raise NotImplementedError
+
+    def reload(self) -> None:
+        """Take another configuration, on SIGHUP. Most services are restarted instead."""
+        log.warning("service.reload_refused", reason="a restart takes a moment: systemctl restart")
 
     def state(self) -> dict[str, Any]:
-        """Return what the service says of itself on its state port."""
+        """Return what the service says of itself on its state port; its members win over those of all services."""
+        raise NotImplementedError
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return what the state port serves besides."""
+        return ()
 
 
-async def run(service: Service, *, name: str, host: str, address: settings.Address, config: str) -> None:
+async def run(
+    service: Service,
+    *,
+    name: str,
+    host: str,
+    address: settings.Address,
+    config: str,
+) -> None:
     """Run ``service`` under systemd until it is told to stop.
 
     ``config``: the configuration in force, as settings.fingerprint gives it. Serves ``/state`` and ``/metrics`` on
-    ``address``. Raises OSError when that port is taken.
+    ``address``. Raises OSError when that port is taken, and settings.ConfigurationError.
     """
     about = {"v": documents.VERSION, "service": name, "host": host, "config": config, "started": documents.now()}
     systemd = sdnotify.SystemdNotifier()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, service, systemd)
+    loop.add_signal_handler(signal.SIGHUP, service.reload)
+    await service.prepare()
     async with _state_port(service, about, address), _watchdog(systemd):
         systemd.notify("READY=1")
         log.info("service.started", service=name, state_address=str(address), config=config[:12])
@@ -71,7 +94,7 @@ async def _state_port(service: Service, about: dict[str, Any], address: settings
         )
 
     application = web.Application()
-    application.add_routes([web.get("/state", _state), web.get("/metrics", _metrics)])
+    application.add_routes([web.get("/state", _state), web.get("/metrics", _metrics), *service.routes()])
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:

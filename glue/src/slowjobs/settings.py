@@ -13,7 +13,7 @@ import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import psycopg2.extensions
 import pydantic
@@ -23,6 +23,8 @@ CONFIG_DIRECTORY = Path("/etc/slowjobs")
 
 #: NSQ's limit for topic and channel names, in characters; Kafka allows more.
 NAME_PATTERN = r"^[.a-zA-Z0-9_-]{1,64}$"
+#: where a handler's class is.
+CLASS_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 #: requests; the ledger's commit metadata holds no more positions of one lane.
 MAX_OUTSTANDING_LIMIT = 1250
 #: seconds between a task's time limit and the end of a drain, by default.
@@ -63,6 +65,7 @@ def _parse_address(value: object) -> Address:
     return Address(match["host"], int(match["port"]))
 
 
+FilePath = Annotated[Path, pydantic.BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 AddressField = Annotated[Address, pydantic.PlainValidator(_parse_address)]
 
 
@@ -156,9 +159,28 @@ class ResultTopic(_Section):
 
 
 class Handler(_Section):
-    """The user's code. ``command``: argv of a program, run once for each request in the pool's folder."""
+    """The user's code, one of two.
 
-    command: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    ``command``: argv of a program, run once for each request in the pool's folder.
+    ``python``: ``module:Class``, made once in each child process as ``Class(**options)`` by ``interpreter``, whose
+    environment and the pool's folder it is imported from. ``preload``: import once and fork; false for what cannot be.
+    """
+
+    command: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] | None = None
+    python: Annotated[str, Field(pattern=CLASS_PATTERN)] | None = None
+    options: dict[str, Any] = {}
+    interpreter: FilePath | None = None
+    preload: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _is_one_of_two(self) -> Handler:
+        if (self.command is None) == (self.python is None):
+            raise ValueError("expected either command or python")
+        if (self.python is None) != (self.interpreter is None):
+            raise ValueError("interpreter: python has one, command has none")
+        if self.interpreter and not os.access(self.interpreter, os.X_OK):
+            raise ValueError(f"interpreter: there is no program {self.interpreter} that can be run on this host")
+        return self
 
 
 class Retry(_Section):
@@ -168,28 +190,37 @@ class Retry(_Section):
     cap_seconds: Seconds = 600
 
 
+class Recycle(_Section):
+    """When a child process makes room for a new one: after so many ``tasks``, or above so much memory."""
+
+    tasks: Annotated[int, Field(ge=1)] | None = None
+    megabytes: Annotated[int, Field(ge=1)] | None = None
+
+
 class Pool(_Section):
     """The workers that run one handler; its name is the NSQ channel."""
 
     name: Name
     handler: Handler
     result_topic: str
-    directory: Path = Path("/")
+    directory: FilePath = Path("/")
     slots: Annotated[int, Field(ge=1, le=MAX_SLOTS)] = 1
     task_timeout_seconds: Seconds = 300
     drain_timeout_seconds: Seconds | None = None
+    #: seconds that a request may wait in its worker for a resource that is full; then it goes back to NSQ.
+    park_limit_seconds: Seconds = 1800
     max_attempts: Annotated[int, Field(ge=1)] = 5
     retry: Retry = Retry()
-
-    @pydantic.field_validator("directory", mode="before")
-    @classmethod
-    def _path(cls, value: object) -> object:
-        return Path(value) if isinstance(value, str) else value
+    #: a result with such a ``status`` is tried again.
+    retry_statuses: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    recycle: Recycle = Recycle()
 
     @pydantic.model_validator(mode="after")
     def _command_exists(self) -> Pool:
         if not self.directory.is_dir():
             raise ValueError(f"directory: there is no folder {self.directory}")
+        if self.handler.command is None:
+            return self
         program = self.handler.command[0]
         found = self.directory / program if "/" in program else shutil.which(program)
         if found is None or not Path(found).is_file() or not os.access(found, os.X_OK):
@@ -279,21 +310,34 @@ class PersisterSettings(_PoolsOfLanes):
 
 
 class WorkerSettings(_Lanes):
-    """``worker-<pool>.toml``: one pool and its lane."""
+    """``worker-<pool>.toml``: one pool and its lanes.
+
+    ``generation`` is any text that changes with what is not in this file and takes a restart: the release, the unit,
+    secrets, the files of a handler that is imported.
+    """
 
     service: Literal["worker"]
     state_address: AddressField
     nsqd: Nsqd
     pool: Pool
+    generation: str = ""
 
     @pydantic.model_validator(mode="after")
-    def _one_lane_of_this_pool(self) -> WorkerSettings:
-        if len(self.lanes) != 1:
-            raise ValueError(f"lanes: a pool serves exactly one lane, got {len(self.lanes)}: {', '.join(self.lanes)}")
+    def _lanes_of_this_pool(self) -> WorkerSettings:
+        if not self.lanes:
+            raise ValueError("lanes: a pool serves at least one lane, got none")
         for name, lane in self.lanes.items():
             if lane.pool != self.pool.name:
                 raise ValueError(f"lanes.{name}: belongs to pool {lane.pool!r}, this worker's is {self.pool.name!r}")
         return self
+
+    def restart_needed_for(self, new: WorkerSettings) -> list[str]:
+        """Return what of ``new`` a running worker cannot take; all else it can, without dropping a task."""
+        fixed = {"generation", "host", "state_address", "kafka"}
+        pool = {"name", "directory", "handler"}
+        return sorted(name for name in fixed if getattr(self, name) != getattr(new, name)) + sorted(
+            f"pool.{name}" for name in pool if getattr(self.pool, name) != getattr(new.pool, name)
+        )
 
 
 class CliSettings(_PoolsOfLanes):
@@ -306,6 +350,7 @@ class CliSettings(_PoolsOfLanes):
 
 
 AnySettings = BridgeSettings | PersisterSettings | WorkerSettings | CliSettings
+S = TypeVar("S", bound=AnySettings)
 _ADAPTER: pydantic.TypeAdapter[AnySettings] = pydantic.TypeAdapter(
     Annotated[AnySettings, Field(discriminator="service")]
 )
@@ -322,11 +367,19 @@ class Credentials:
         return "Credentials(***)"
 
 
-def load(path: Path) -> AnySettings:
-    """Read and check one file of ours, of whichever service.
+def load(path: Path, expected: type[S]) -> S:
+    """Read and check one file of ours, the one of a certain service.
 
     Raises ConfigurationError with every mistake and its place.
     """
+    config = load_any(path)
+    if not isinstance(config, expected):
+        raise ConfigurationError(f"{path}: expected the file of another service, got that of {config.service!r}")
+    return config
+
+
+def load_any(path: Path) -> AnySettings:
+    """Read and check one file of ours, of whichever service. Raises ConfigurationError as ``load``."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

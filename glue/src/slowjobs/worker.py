@@ -1,89 +1,105 @@
-"""The worker: takes a pool's requests from NSQ, runs its handler, answers on Kafka."""
+"""The worker: takes a pool's requests from NSQ, runs its handler, answers on Kafka and then on NSQ."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
+import functools
 import secrets as randomness
 import time
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import prometheus_client
 import structlog
+from aiohttp import web
 
-from slowjobs import command, documents, kafka, kinds, nsq, outcomes, retry
+from slowjobs import (
+    answers,
+    documents,
+    events,
+    feeds,
+    handler,
+    kafka,
+    kinds,
+    outcomes,
+    retry,
+    service,
+    settings,
+    slots,
+)
+from slowjobs.tasks import Stage, Task
 
 if TYPE_CHECKING:
-    from slowjobs import settings
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from slowjobs import nsq
 
 log = structlog.get_logger()
 
-_FINISHED = prometheus_client.Counter("slowjobs_finished_tasks_total", "Tries that ended", ["lane", "outcome"])
+_STARTED = prometheus_client.Counter("slowjobs_started_tasks_total", "Tries that began", ["lane"])
 _SECONDS = prometheus_client.Histogram(
     "slowjobs_task_seconds", "Seconds in a slot", ["lane"], buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 )
+_SLOTS = prometheus_client.Gauge("slowjobs_slots", "Requests that may run at once")
 _RUNNING = prometheus_client.Gauge("slowjobs_running_tasks", "Slots in use")
+_HELD = prometheus_client.Gauge("slowjobs_held_tasks", "Requests that wait for a slot")
+_PARKED = prometheus_client.Gauge("slowjobs_parked_tasks", "Requests that wait for something that was full")
+_OLDEST = prometheus_client.Gauge("slowjobs_oldest_running_seconds", "How long the oldest running task has run")
+_TOUCHES = prometheus_client.Counter("slowjobs_touches_total", "Touches sent to nsqd")
 
 #: seconds that nsqd gets to deal with the last answers of a worker that leaves.
 _LEAVE_SECONDS = 5.0
+#: seconds that Kafka gets for the event of a request that goes back to NSQ; without it the ledger takes longer.
+_LAST_WORD_SECONDS = 5.0
+#: seconds; a ``started`` event that is older is sent again when the handler begins: a run's time counts from it.
+_ANNOUNCED_SECONDS = 1.0
+#: requests that are done and whose FIN may have been lost with the connection: it is sent again if they come again.
+_REMEMBERED_ANSWERS = 1000
+#: what ``/state`` tells one by one.
+_SHOWN = (Stage.RUNNING, Stage.HELD, Stage.PARKED)
 
 
-class _Stage(enum.IntEnum):
-    """How far a delivered request has come. One that is ANSWERED is nsqd's no more; the others are in flight."""
-
-    HELD = enum.auto()
-    RUNNING = enum.auto()
-    ANSWERING = enum.auto()
-    ANSWERED = enum.auto()
-
-
-@dataclass
-class _Task:
-    """A delivered request, from its delivery to its answer."""
-
-    lane: str
-    assignment: documents.Assignment
-    #: the newest delivery: what is answered and touched.
-    subscription: nsq.Subscription
-    message: nsq.Message
-    stage: _Stage = _Stage.HELD
-    started: str | None = None
-    work: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    def about(self) -> dict[str, Any]:
-        """Return what ``/state`` and the log say of it."""
-        position = self.assignment.position
-        return {
-            "lane": self.lane,
-            "position": position.as_json() if position else None,
-            "key": self.assignment.request.key,
-            "attempt": self.message.attempts,
-            "nsqd": self.subscription.host,
-            "since": self.started,
-        }
-
-
-class Worker:
-    """Run one pool's handler, ``slots`` requests at a time.
+class Worker(service.Service):
+    """Run one pool's handler, ``slots`` requests at a time, over all lanes of the pool and all serving nsqd hosts.
 
     Finishes a request on NSQ after its result (or dead letter) is acknowledged by Kafka, at no other moment: a crash
     before that runs the request again and writes its result again under the same key. While a request is here it is
     touched, so nobody else gets it. nsqd or Kafka away: waits and goes on. docs/architecture.md, "The worker".
     """
 
-    def __init__(self, config: settings.WorkerSettings, secrets: settings.Credentials) -> None:
+    def __init__(self, config: settings.WorkerSettings, secrets: settings.Credentials, path: Path) -> None:
+        self._path = path
         self._config = config
-        self._pool = config.pool
-        self._secrets = secrets
-        self._handler = command.CommandHandler(config.pool)
+        self._fingerprint = settings.fingerprint(path)
+        self._refused: dict[str, Any] | None = None
         self._name = f"{config.host}/{config.pool.name}/{randomness.token_hex(2)}"
-        self._slots = asyncio.Semaphore(config.pool.slots)
-        self._subscriptions: list[nsq.Subscription] = []
-        #: NSQ message id -> its task, from its delivery to its answer.
-        self._tasks: dict[bytes, _Task] = {}
+        self._handler = handler.make(config.pool)
+        self._slots = slots.Slots(config.pool.slots, _weights(config))
+        self._producer = kafka.Producer(config.kafka, secrets, client_id=f"slowjobs-worker-{config.pool.name}")
+        self._events = events.Events(self._producer, self._name)
+        self._answers = answers.Answers(self._producer, self._events, self._name, config.pool)
+        #: nsqd host and NSQ message id -> its task, from its delivery to its answer.
+        self._tasks: dict[tuple[str, bytes], Task] = {}
+        #: the last ones that were finished.
+        self._answered: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._feeds: dict[tuple[str, str], feeds.Feed] = {}
+        #: work is taken: after the start, before the drain.
+        self._serving = False
+        #: the feeds' runs, also of those that are leaving.
+        self._feeding: set[asyncio.Task[None]] = set()
+        self._group = asyncio.TaskGroup()
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
+        _SLOTS.set_function(lambda: self._slots.count)
+        _OLDEST.set_function(self._oldest_running_seconds)
+        for gauge, stage in ((_RUNNING, Stage.RUNNING), (_HELD, Stage.HELD), (_PARKED, Stage.PARKED)):
+            gauge.set_function(functools.partial(self._count, stage))
+
+    async def prepare(self) -> None:
+        """Load the handler. Raises settings.ConfigurationError for one that cannot be."""
+        await self._handler.start()
 
     def stop(self) -> None:
         """End: 1 take nothing new, 2 finish what runs and touch it meanwhile, 3 give the rest back, 4 flush, 5 close.
@@ -94,230 +110,313 @@ class Worker:
             self._at_once.set()
         self._stopping.set()
 
+    def reload(self) -> None:
+        """Take the configuration file as it is now, unless it is wrong or needs a restart: then go on as before."""
+        fingerprint = settings.fingerprint(self._path)
+        try:
+            new = settings.load(self._path, settings.WorkerSettings)
+            reasons = self._config.restart_needed_for(new)
+        except settings.ConfigurationError as error:
+            reasons = str(error).splitlines()
+        if reasons:
+            log.warning("worker.reload_refused", config=fingerprint[:12], reasons=" | ".join(reasons))
+            self._refused = {"config": fingerprint, "reasons": reasons}
+            return
+        self._refused, self._fingerprint, self._config = None, fingerprint, new
+        log.info("worker.reloaded", config=fingerprint[:12])
+        if self._serving:
+            self._configure()
+
+    async def release(self, lanes: Iterable[str]) -> int:
+        """Give back what waits here, held or parked, of ``lanes``; return how many requests that were."""
+        wanted = set(lanes)
+        return await self._give_back(task for task in self._waiting() if task.lane in wanted)
+
     def state(self) -> dict[str, Any]:
         """Return what ``/state`` says."""
-        running = [task for task in self._tasks.values() if task.stage is _Stage.RUNNING]
         return {
+            "config": self._fingerprint,
+            "refused": self._refused,
             "worker": self._name,
-            "pool": self._pool.name,
+            "pool": self._config.pool.name,
             "lanes": list(self._config.lanes),
-            "slots": self._pool.slots,
-            "running": [task.about() for task in running],
-            "held": sum(task.stage is _Stage.HELD for task in self._tasks.values()),
-            "parked": 0,
+            "slots": self._slots.count,
+            **{stage.name.lower(): [task.about() for task in self._in_stage(stage)] for stage in _SHOWN},
             "draining": self._stopping.is_set(),
-            "nsqd": [subscription.host for subscription in self._subscriptions],
+            "nsqd": self._connected_hosts(),
         }
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return what the state port serves besides."""
+        return [web.post("/release", self._release)]
+
+    async def _release(self, request: web.Request) -> web.Response:
+        try:
+            lanes = (await request.json()).get("lanes", list(self._config.lanes)) if request.can_read_body else None
+            unknown = set(lanes or ()) - set(self._config.lanes)
+        except (ValueError, AttributeError, TypeError):
+            raise web.HTTPBadRequest(text='expected {"lanes": ["NAME", ...]}, or no body for all lanes\n') from None
+        if unknown:
+            raise web.HTTPBadRequest(
+                text=f"no lanes here: {', '.join(sorted(unknown))}; wanted some of {', '.join(self._config.lanes)}\n"
+            )
+        released = await self.release(self._config.lanes if lanes is None else lanes)
+        return web.json_response({"v": documents.VERSION, "released": released})
 
     async def run(self) -> None:
         """Work until ``stop``."""
-        producer = kafka.Producer(self._config.kafka, self._secrets, client_id=f"slowjobs-worker-{self._pool.name}")
         try:
-            async with asyncio.TaskGroup() as tasks:
-                serving = [
-                    tasks.create_task(self._serve(lane, host, producer))
-                    for lane in self._config.lanes
-                    for host in self._config.nsqd.serving
-                ]
-                beside = [tasks.create_task(self._touch()), tasks.create_task(producer.watch())]
-                await self._stopping.wait()
+            async with self._group as group:
+                beside = [group.create_task(self._touch()), group.create_task(self._producer.watch())]
+                up = group.create_task(self._events.up())
+                stopping = group.create_task(self._stopping.wait())
+                # The ledger hears of this process before it hears of its requests.
+                await asyncio.wait([up, stopping], return_when=asyncio.FIRST_COMPLETED)
+                if not self._stopping.is_set():
+                    self._serving = True
+                    self._configure()
+                await stopping
                 await self._drain()
-                for subscription in self._subscriptions:
-                    subscription.leave()
-                await asyncio.wait(serving, timeout=_LEAVE_SECONDS)
-                for task in (*serving, *beside):
+                for task in (up, *beside):
                     task.cancel()
         finally:
-            await producer.close()
-            for subscription in self._subscriptions:
-                subscription.close()
+            await self._handler.close()
+            await self._producer.close()
 
-    # Taking
+    def _configure(self) -> None:
+        """Bring the configuration into force, without touching what runs."""
+        config, channel = self._config, self._config.pool.name
+        wanted = {
+            (lane, host): config.nsqd.hosts[host].tcp_address for lane in config.lanes for host in config.nsqd.serving
+        }
+        for where, feed in list(self._feeds.items()):
+            if wanted.get(where) != feed.address:
+                self._leave(feed)
+                del self._feeds[where]
+        self._slots.configure(config.pool.slots, _weights(config))
+        self._handler.configure(config.pool)
+        self._answers.configure(config.pool)
+        for (lane, host), address in wanted.items():
+            if (lane, host) not in self._feeds:
+                feed = feeds.Feed(lane, host, address, channel=channel, client_id=self._name, consumer=self)
+                self._feeds[lane, host] = feed
+                feeding = self._group.create_task(feed.run())
+                self._feeding.add(feeding)
+                feeding.add_done_callback(self._feeding.discard)
 
-    async def _serve(self, lane: str, host: str, producer: kafka.Producer) -> None:
-        """Consume a lane from one nsqd; after a lost connection open a new one."""
-        address = self._config.nsqd.hosts[host].tcp_address
-        while not self._stopping.is_set():
-            async for attempt in retry.while_away(f"nsqd {host}", *nsq.ERRORS):
-                with attempt:
-                    subscription = await nsq.Subscription.open(
-                        address, host=host, topic=lane, channel=self._pool.name, client_id=self._name
-                    )
-            log.info("worker.connected", nsqd=host, lane=lane)
-            self._subscriptions.append(subscription)
-            try:
-                self._ask()
-                while message := await subscription.receive():
-                    self._accept(lane, subscription, message, producer)
-            except nsq.ERRORS as error:
-                log.warning("worker.disconnected", nsqd=host, lane=lane, error=repr(error))
-            finally:
-                self._leave(subscription)
-            await asyncio.sleep(retry.FIRST_WAIT_SECONDS)  # one that is refused at once is not tried without end
+    # Taking: what the feeds tell
 
-    def _leave(self, subscription: nsq.Subscription) -> None:
-        """Forget a connection. What it brought and has not begun is dropped: nsqd gives it to somebody else."""
-        if self._stopping.is_set():
-            return  # run() closes it, after the last answers have arrived
-        subscription.close()
-        self._subscriptions.remove(subscription)
-        for task in list(self._tasks.values()):
-            if task.subscription is subscription and task.stage is _Stage.HELD and task.work:
-                task.work.cancel()
+    def connected(self, source: slots.Source) -> None:
+        """Ask a new connection, too."""
+        if self._serving:
+            self._slots.connected(source)
 
-    def _ask(self) -> None:
-        """Allow each connection what it has in flight and as many more as there are free slots.
+    def disconnected(self, source: slots.Source) -> None:
+        """Drop what a lost connection brought and has not begun: nsqd gives it to somebody else."""
+        self._slots.disconnected(source)
+        for task in [task for task in self._waiting() if task.source is source]:
+            # Forgotten at once: if it comes here again, it is another delivery.
+            del self._tasks[_delivery(task.source, task.message)]
+            self._return(task)
 
-        Called before an answer leaves: nsqd would send another in its place. With Kafka away answers pile up; then
-        no more than twice the slots are in flight.
-        """
-        tasks = self._tasks.values()
-        free = self._pool.slots - sum(task.stage in (_Stage.HELD, _Stage.RUNNING) for task in tasks)
-        for subscription in self._subscriptions:
-            here = sum(task.subscription is subscription and task.stage < _Stage.ANSWERED for task in tasks)
-            allowed = min(here + max(0, free), 2 * self._pool.slots)
-            subscription.ready(0 if self._stopping.is_set() else allowed)
-
-    def _accept(
-        self, lane: str, subscription: nsq.Subscription, message: nsq.Message, producer: kafka.Producer
-    ) -> None:
-        if self._stopping.is_set():
-            subscription.requeue(message, 0)
+    def accept(self, source: slots.Source, message: nsq.Message) -> None:
+        """Take a message: a new task, or the same again for one that still runs."""
+        source.arrived()
+        delivery = _delivery(source, message)
+        if delivery in self._answered:
+            source.finish(message)
             return
-        known = self._tasks.get(message.id)
+        known = self._tasks.get(delivery)
         if known:
             # Delivered again while it still runs here: the same run answers, on the new connection.
-            known.subscription, known.message = subscription, message
+            known.source, known.message = source, message
             log.info("worker.attached", **known.about())
             return
-        kind = self._config.kinds[self._config.lanes[lane].kind]
-        outcome: outcomes.Outcome | None
+        if source.leaving:
+            source.requeue(message, 0)  # it was on its way when that was decided
+            return
+        task, refusal = self._read(source, message)
+        self._tasks[delivery] = task
+        task.work = self._group.create_task(self._work(task, refusal))
+        self._slots.changed()
+
+    def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Outcome | None]:
+        """Return the task, and its outcome if there is nothing to be tried."""
+        kind = self._config.lanes[source.lane].kind
+        refusal: outcomes.Outcome | None = None
         try:
-            assignment = documents.read_assignment(message.body, kind.key)
-            outcome = self._attempts_left(message)
+            assignment = documents.read_assignment(message.body, self._config.kinds[kind].key)
+            if message.attempts > self._config.pool.max_attempts:
+                refusal = outcomes.Reject("its worker went away each time before it answered", "attempts-exhausted")
         except kinds.RejectedError as error:
             assignment = documents.Assignment(kinds.Request(message.body, {}, ""), None)
-            outcome = outcomes.Reject(error.reason, error.error)
+            refusal = outcomes.Reject(error.error, error.reason)
         except documents.UnknownVersionError as error:
             assignment = documents.Assignment(kinds.Request(message.body, {}, ""), None)
-            outcome = outcomes.Retry(str(error))
-        task = _Task(lane, assignment, subscription, message)
-        self._tasks[message.id] = task
-        task.work = asyncio.create_task(self._work(task, outcome, producer))
-        task.work.add_done_callback(lambda work: self._ended(task, work))
-        self._ask()
-
-    def _attempts_left(self, message: nsq.Message) -> outcomes.Reject | None:
-        """Return the end of a request that was delivered too often without an answer: it may kill its worker."""
-        if message.attempts <= self._pool.max_attempts:
-            return None
-        return outcomes.Reject("attempts-exhausted", "its worker went away each time before it answered")
+            refusal = outcomes.Failed(str(error))
+        return Task(source.lane, kind, assignment, source, message), refusal
 
     # Working
 
-    async def _work(self, task: _Task, outcome: outcomes.Outcome | None, producer: kafka.Producer) -> None:
-        if outcome is None:
-            async with self._slots:
-                outcome = await self._run(task)
-        # The slot is free for the next one; the acknowledgement goes on beside it.
-        self._reach(task, _Stage.ANSWERING)
-        await self._answer(task, outcome, producer)
-
-    def _ended(self, task: _Task, work: asyncio.Task[None]) -> None:
-        """Forget a task. One that was cancelled, also before its first step, or that failed here is given back."""
-        del self._tasks[task.message.id]
-        if work.cancelled():
-            # In a drain this gives it back. Dropped with its connection: that is closed, so this sends nothing.
-            task.subscription.requeue(task.message, 0)
-        elif error := work.exception():
-            log.error("worker.failed", **task.about(), exc_info=error)
-            delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts)
-            task.subscription.requeue(task.message, delay)
-        self._ask()
-
-    def _reach(self, task: _Task, stage: _Stage) -> None:
-        task.stage = stage
-        self._ask()
-
-    async def _run(self, task: _Task) -> outcomes.Outcome:
-        task.stage, task.started = _Stage.RUNNING, documents.now()
-        with _RUNNING.track_inprogress(), _SECONDS.labels(task.lane).time():
-            return await self._handler.process(task.assignment.request)
-
-    async def _answer(self, task: _Task, outcome: outcomes.Outcome, producer: kafka.Producer) -> None:
-        if isinstance(outcome, outcomes.Result):
-            outcome = await self._deliver(task, outcome, producer)
-        if isinstance(outcome, outcomes.Retry) and task.message.attempts >= self._pool.max_attempts:
-            outcome = outcomes.Reject("attempts-exhausted", outcome.error)
-        if isinstance(outcome, outcomes.Reject):
-            log.warning("worker.dead_letter", **task.about(), reason=outcome.reason, error=outcome.error)
-            await producer.send_dead_letter(self._dead_letter(task, outcome.reason, outcome.error))
-        self._reach(task, _Stage.ANSWERED)
-        if isinstance(outcome, outcomes.Retry):
-            delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts)
-            log.warning("worker.retry", **task.about(), delay_seconds=delay / 1000, error=outcome.error)
-            task.subscription.requeue(task.message, delay)
-        else:
-            task.subscription.finish(task.message)
-        _FINISHED.labels(task.lane, type(outcome).__name__.lower()).inc()
-
-    async def _deliver(self, task: _Task, result: outcomes.Result, producer: kafka.Producer) -> outcomes.Outcome:
-        """Return ``result`` once Kafka has it, or what becomes of one that Kafka does not take."""
-        request, position = task.assignment.request, task.assignment.position
-        document = documents.write_result(
-            result.raw,
-            {
-                "kind": self._config.lanes[task.lane].kind,
-                "lane": task.lane,
-                "key": request.key,
-                "position": position.as_json() if position else None,
-                "attempt": task.message.attempts,
-                "worker": self._name,
-                "started": task.started,
-                "finished": documents.now(),
-            },
-        )
-        if len(document) > kafka.MAX_BODY_BYTES:
-            return outcomes.Reject("result-too-large", f"{len(document)} bytes, at most {kafka.MAX_BODY_BYTES}")
+    async def _work(self, task: Task, refusal: outcomes.Outcome | None) -> None:
         try:
-            await producer.send(self._pool.result_topic, document, key=request.key.encode())
-        except kafka.DeliveryError as error:
-            if error.too_large:
-                return outcomes.Reject("result-too-large", str(error))
-            return outcomes.Retry(f"Kafka does not take the result: {error}")
-        return result
+            outcome = refusal or await self._try(task)
+            # The slot is free for the next one; the acknowledgement goes on beside it.
+            task.reach(Stage.ANSWERING)
+            if await self._answers.give(task, outcome):
+                self._remember(task)
+        except asyncio.CancelledError:
+            await self._hand_back(task, 0, "stopped before its end")
+        except Exception as error:
+            log.exception("worker.failed", **task.about())
+            delay = retry.delay_milliseconds(self._config.pool.retry, task.message.attempts)
+            await self._hand_back(task, delay, repr(error))
+        finally:
+            self._forget(task)
 
-    def _dead_letter(self, task: _Task, reason: str, error: str) -> documents.DeadLetter:
-        request, position = task.assignment.request, task.assignment.position
-        return documents.DeadLetter(
-            task.lane, reason, error, "worker", request.raw, position, request.key or None, task.message.attempts
-        )
+    async def _try(self, task: Task) -> outcomes.Outcome:
+        """Run the handler, and again after each time that what it needs was full."""
+        loop = asyncio.get_running_loop()
+        while True:
+            outcome = await self._in_a_slot(task)
+            if not isinstance(outcome, outcomes.Busy):
+                return outcome
+            pool = self._config.pool
+            wanted = pool.retry.base_seconds if outcome.delay is None else outcome.delay
+            delay = retry.delay_milliseconds(pool.retry, 0, wanted) / 1000
+            task.parked_at = task.parked_at or loop.time()
+            if loop.time() + delay > task.parked_at + pool.park_limit_seconds:
+                return outcomes.Retry(reason=f"busy for {pool.park_limit_seconds:g} s: {outcome.reason}")
+            await self._park(task, delay)
+
+    async def _park(self, task: Task, seconds: float) -> None:
+        task.reach(Stage.PARKED)
+        self._slots.park(1)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._slots.park(-1)
+        task.reach(Stage.HELD)
+
+    async def _in_a_slot(self, task: Task) -> outcomes.Outcome:
+        turn = self._slots.claim(task.lane)
+        try:
+            if task.announced_at is None:
+                await self._announce(task)  # while it waits for its turn
+            self._slots.ready(turn)
+            await turn.granted
+            if not self._is_announced(task):
+                await self._announce(task)
+            task.reach(Stage.RUNNING)
+            task.started = task.since
+            _STARTED.labels(task.lane).inc()
+            with _SECONDS.labels(task.lane).time():
+                return await self._handler.process(task.assignment.request)
+        finally:
+            self._slots.release(turn)
+
+    async def _announce(self, task: Task) -> None:
+        await self._events.started(task)
+        task.announced_at = asyncio.get_running_loop().time()
+
+    def _is_announced(self, task: Task) -> bool:
+        age = asyncio.get_running_loop().time() - (task.announced_at or 0)
+        return age < _ANNOUNCED_SECONDS
+
+    def _remember(self, task: Task) -> None:
+        self._answered[_delivery(task.source, task.message)] = None
+        if len(self._answered) > _REMEMBERED_ANSWERS:
+            self._answered.popitem(last=False)
+
+    def _forget(self, task: Task) -> None:
+        delivery = _delivery(task.source, task.message)
+        if self._tasks.get(delivery) is task:
+            del self._tasks[delivery]
 
     async def _touch(self) -> None:
         """Touch all that is here three times in each msg-timeout, also while draining."""
         while True:
-            timeouts = [subscription.msg_timeout_seconds for subscription in self._subscriptions]
+            timeouts = [task.source.subscription.msg_timeout_seconds for task in self._tasks.values()]
             await asyncio.sleep(min(timeouts, default=1.0) / 3)
             for task in self._tasks.values():
-                if task.stage < _Stage.ANSWERED:
-                    task.subscription.touch(task.message)
+                if task.stage < Stage.ANSWERED:
+                    task.source.subscription.touch(task.message)
+                    _TOUCHES.inc()
 
-    # Leaving
+    # Giving back, and leaving
+
+    def _return(self, task: Task) -> None:
+        """End a task's try, if there is one, and give the request back."""
+        if task.stage < Stage.RETURNING and task.work:
+            task.reach(Stage.RETURNING)
+            # After its first step: what is cancelled before that never runs, and could not give anything back.
+            asyncio.get_running_loop().call_soon(task.work.cancel)
+
+    async def _give_back(self, given: Iterable[Task]) -> int:
+        tasks = list(given)
+        for task in tasks:
+            self._return(task)
+        await asyncio.gather(*(task.work for task in tasks if task.work), return_exceptions=True)
+        return len(tasks)
+
+    async def _hand_back(self, task: Task, delay_milliseconds: int, reason: str) -> None:
+        try:
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await self._answers.give_back(task, delay_milliseconds, reason)
+        except TimeoutError:
+            task.source.requeue(task.message, delay_milliseconds)
+
+    def _leave(self, feed: feeds.Feed) -> None:
+        """Take no more from a lane and host; what waits goes back, what runs is answered there."""
+        if source := feed.source:
+            self._slots.disconnected(source)
+            for task in self._waiting():
+                if task.source is source:
+                    self._return(task)
+        feed.leave()
 
     async def _drain(self) -> None:
-        self._ask()
-        for task in list(self._tasks.values()):
-            if task.stage is _Stage.HELD and task.work:
-                task.work.cancel()
+        self._serving = False
+        for feed in self._feeds.values():
+            self._leave(feed)
+        for task in self._waiting():
+            self._return(task)
         at_once = asyncio.create_task(self._at_once.wait())
-        deadline = time.monotonic() + self._pool.drain_seconds
+        deadline = time.monotonic() + self._config.pool.drain_seconds
         while self._tasks and not at_once.done() and (left := deadline - time.monotonic()) > 0:
-            running = [task.work for task in self._tasks.values() if task.work]
-            await asyncio.wait([*running, at_once], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            working = [task.work for task in self._tasks.values() if task.work]
+            await asyncio.wait([*working, at_once], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         at_once.cancel()
-        unfinished = [task.work for task in self._tasks.values() if task.work]
-        for work in unfinished:
-            work.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)
-        if unfinished:
-            log.warning("worker.gave_back", requests=len(unfinished))
+        if unfinished := await self._give_back(list(self._tasks.values())):
+            log.warning("worker.gave_back", requests=unfinished)
+        if self._feeding:
+            _, late = await asyncio.wait(self._feeding, timeout=_LEAVE_SECONDS)
+            for feeding in late:
+                feeding.cancel()
+
+    # Looking
+
+    def _count(self, stage: Stage) -> int:
+        return len(self._in_stage(stage))
+
+    def _in_stage(self, stage: Stage) -> list[Task]:
+        return [task for task in self._tasks.values() if task.stage is stage]
+
+    def _waiting(self) -> list[Task]:
+        return [task for task in self._tasks.values() if task.stage in (Stage.HELD, Stage.PARKED)]
+
+    def _oldest_running_seconds(self) -> float:
+        running = [task.since for task in self._in_stage(Stage.RUNNING)]
+        return (datetime.now(UTC) - datetime.fromisoformat(min(running))).total_seconds() if running else 0.0
+
+    def _connected_hosts(self) -> list[str]:
+        lacking = {host for (_, host), feed in self._feeds.items() if feed.source is None}
+        return sorted({host for _, host in self._feeds} - lacking)
+
+
+def _delivery(source: slots.Source, message: nsq.Message) -> tuple[str, bytes]:
+    return source.subscription.host, message.id
+
+
+def _weights(config: settings.WorkerSettings) -> dict[str, int]:
+    return {name: lane.weight for name, lane in config.lanes.items()}

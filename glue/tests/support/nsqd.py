@@ -13,6 +13,7 @@ from support.processes import LocalProcess, free_port
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 #: seconds; short, so that a dead worker's requests come back while a test can wait for it.
@@ -22,7 +23,7 @@ MSG_TIMEOUT_SECONDS = 3
 class Nsqd(LocalProcess):
     """nsqd with the flags that the role gives it, but for a shorter msg-timeout."""
 
-    def __init__(self, folder: Path, *, node_id: int = 506) -> None:
+    def __init__(self, folder: Path, *, node_id: int = 506, flags: Sequence[str] = ()) -> None:
         data = folder / "data"
         data.mkdir(parents=True)
         self.tcp_address = f"127.0.0.1:{free_port()}"
@@ -42,6 +43,7 @@ class Nsqd(LocalProcess):
                 f"--http-address={self.http_address}",
                 "--https-address=",
                 "--broadcast-address=127.0.0.1",
+                *flags,
             ],
             log=folder / "nsqd.log",
         )

@@ -1,0 +1,124 @@
+"""What becomes of an outcome: first on Kafka, then in the ledger's events, at last on NSQ, in this order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import prometheus_client
+import structlog
+
+from slowjobs import documents, kafka, kinds, outcomes, retry, tasks
+
+if TYPE_CHECKING:
+    from slowjobs import events, settings
+
+log = structlog.get_logger()
+
+_FINISHED = prometheus_client.Counter("slowjobs_finished_tasks_total", "Tries that ended", ["lane", "outcome"])
+
+
+def judge(outcome: outcomes.Outcome, pool: settings.Pool) -> outcomes.Outcome:
+    """Return ``outcome``, or what a result is instead that is no result document or has one of ``retry_statuses``."""
+    if not isinstance(outcome, outcomes.Result):
+        return outcome
+    try:
+        status, _ = kinds.job_outcome(kinds.parse_object(outcome.raw))
+    except kinds.RejectedError as error:
+        return outcomes.Failed(f"what it gave is not the result object: {error}")
+    if status in pool.retry_statuses:
+        return outcomes.Retry(reason=f"status {status!r}")
+    return outcome
+
+
+class Answers:
+    """Answers the requests of one worker. ``configure`` tells of another configuration."""
+
+    def __init__(self, producer: kafka.Producer, events: events.Events, worker: str, pool: settings.Pool) -> None:
+        self._producer = producer
+        self._events = events
+        self._worker = worker
+        self._pool = pool
+
+    def configure(self, pool: settings.Pool) -> None:
+        """Go on with another configuration."""
+        self._pool = pool
+
+    async def give(self, task: tasks.Task, outcome: outcomes.Outcome) -> bool:
+        """Answer a request that was tried, FIN or REQ at last; return whether it is done."""
+        outcome = judge(outcome, self._pool)
+        if isinstance(outcome, outcomes.Result):
+            outcome = await self._deliver(task, outcome)
+        if isinstance(outcome, outcomes.Retry | outcomes.Busy | outcomes.Failed):
+            if task.message.attempts < self._pool.max_attempts:
+                await self._retry(task, outcome)
+                return False
+            outcome = outcomes.Reject(outcome.reason, "attempts-exhausted")
+        if isinstance(outcome, outcomes.Reject):
+            await self._bury(task, outcome)
+            await self._events.done(task, "dead", outcome.code)
+        else:
+            await self._events.done(task, "result" if isinstance(outcome, outcomes.Result) else "skipped")
+        task.reach(tasks.Stage.ANSWERED)
+        task.source.finish(task.message)
+        self._count(task, outcome)
+        return True
+
+    async def give_back(self, task: tasks.Task, delay_milliseconds: int, reason: str) -> None:
+        """Put a request back to NSQ, or let go of one whose connection is lost."""
+        if task.source.subscription.closed:
+            await self._events.abandoned(task, reason)
+        else:
+            await self._events.requeued(task, delay_milliseconds / 1000, reason)
+        task.reach(tasks.Stage.ANSWERED)
+        task.source.requeue(task.message, delay_milliseconds)
+
+    async def _retry(self, task: tasks.Task, outcome: outcomes.Retry | outcomes.Busy | outcomes.Failed) -> None:
+        wanted = outcome.delay if isinstance(outcome, outcomes.Retry) else None
+        delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts, wanted)
+        log.warning("worker.retry", **task.about(), delay_seconds=delay / 1000, reason=outcome.reason)
+        await self.give_back(task, delay, outcome.reason)
+        self._count(task, outcome)
+
+    async def _deliver(self, task: tasks.Task, result: outcomes.Result) -> outcomes.Outcome:
+        """Return ``result`` once Kafka has it, or what becomes of one that Kafka does not take."""
+        request, position = task.assignment.request, task.assignment.position
+        document = documents.write_result(
+            result.raw,
+            {
+                "kind": task.kind,
+                "lane": task.lane,
+                "key": request.key,
+                "position": position.as_json() if position else None,
+                "attempt": task.message.attempts,
+                "worker": self._worker,
+                "started": task.started,
+                "finished": documents.now(),
+            },
+        )
+        if len(document) > kafka.MAX_BODY_BYTES:
+            return outcomes.Reject(f"{len(document)} bytes, at most {kafka.MAX_BODY_BYTES}", "result-too-large")
+        try:
+            await self._producer.send(self._pool.result_topic, document, key=request.key.encode())
+        except kafka.DeliveryError as error:
+            if error.too_large:
+                return outcomes.Reject(str(error), "result-too-large")
+            return outcomes.Failed(f"Kafka does not take the result: {error}")
+        return result
+
+    async def _bury(self, task: tasks.Task, reject: outcomes.Reject) -> None:
+        log.warning("worker.dead_letter", **task.about(), code=reject.code, reason=reject.reason)
+        request, position = task.assignment.request, task.assignment.position
+        letter = documents.DeadLetter(
+            task.lane,
+            reject.code,
+            reject.reason,
+            "worker",
+            request.raw,
+            position,
+            request.key or None,
+            task.message.attempts,
+        )
+        await self._producer.send_dead_letter(letter)
+
+    def _count(self, task: tasks.Task, outcome: outcomes.Outcome) -> None:
+        _FINISHED.labels(task.lane, type(outcome).__name__.lower()).inc()

@@ -1,0 +1,244 @@
+"""A pool's slots: which lane is asked for how much, and which request starts next.
+
+nsqd sends what RDY allows, so asking is all that a worker decides, and asking for more than free slots can start would
+hoard. A lane that has work answers within a millisecond; one that was asked and stays silent for ``wait_seconds`` is
+taken to be empty, and is listened to from then on while a slot is free, one message at a time. Which lane is asked, and
+which of the requests that came starts, is start-time fair queueing (``fair``). docs/architecture.md, "The slots".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from slowjobs import fair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from slowjobs import nsq
+
+#: seconds that a lane which is asked gets to send; some ms more than the way to nsqd and back.
+WAIT_SECONDS = 0.005
+#: seconds; a timer of the event loop may be that early.
+_TIMER_SLACK_SECONDS = 0.0005
+
+
+class Source:
+    """One connection: a lane on one nsqd host. RDY is what is in flight on it and ``asked`` for, or 0."""
+
+    def __init__(self, lane: str, subscription: nsq.Subscription) -> None:
+        self.lane = lane
+        self.subscription = subscription
+        #: messages that came and are not answered.
+        self.in_flight = 0
+        #: messages that may come beyond those.
+        self.asked = 0
+        #: it was asked, and nothing came.
+        self.silent = False
+        #: it is not asked any more: it will be closed after its last answer.
+        self.leaving = False
+        #: nothing is in flight.
+        self.idle = asyncio.Event()
+        self.idle.set()
+        #: when it was opened, or last brought a message; the event loop's time.
+        self.asked_since = -math.inf
+        self._ready = 0
+
+    def ask(self, count: int) -> None:
+        """Let ``count`` more messages come."""
+        if count and not self.asked:
+            self.asked_since = asyncio.get_running_loop().time()
+        self.asked = count
+        self._tell()
+
+    def arrived(self) -> None:
+        """Count a message that came."""
+        self.in_flight += 1
+        self.idle.clear()
+        self.asked = max(0, self.asked - 1)
+        self.silent = False
+        self.asked_since = asyncio.get_running_loop().time()
+
+    def finish(self, message: nsq.Message) -> None:
+        """Tell nsqd that the message is done."""
+        self._answered()
+        self.subscription.finish(message)
+
+    def requeue(self, message: nsq.Message, milliseconds: int) -> None:
+        """Put the message back, to be delivered again after ``milliseconds``."""
+        self._answered()
+        self.subscription.requeue(message, milliseconds)
+
+    def _answered(self) -> None:
+        # RDY before the answer: nsqd would send another message in its place.
+        self.in_flight -= 1
+        self._tell()
+        if not self.in_flight:
+            self.idle.set()
+
+    def _tell(self) -> None:
+        wanted = self.in_flight + self.asked if self.asked else 0
+        # Closed is as good while what is in flight uses RDY up.
+        if wanted > self._ready or self._ready > self.in_flight + self.asked:
+            self._ready = wanted
+            self.subscription.ready(wanted)
+
+    def in_question_until(self, wait_seconds: float) -> float:
+        """Return until when a message may be on its way, as the event loop's time; minus infinity if not asked."""
+        return self.asked_since + wait_seconds if self.asked else -math.inf
+
+
+@dataclass(eq=False)
+class Turn:
+    """A request's claim to a slot. It is ``ready`` when its handler may begin."""
+
+    lane: str
+    ready: bool = False
+    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Slots:
+    """The slots of one worker and the connections that fill them.
+
+    At most ``count`` requests run. With those that wait for a turn and those that are parked they are no more than
+    ``count``, but for what was on its way when a slot was taken: at most one a connection.
+    """
+
+    def __init__(self, count: int, weights: Mapping[str, int], *, wait_seconds: float = WAIT_SECONDS) -> None:
+        self.count = count
+        self.running = 0
+        self._parked = 0
+        self._fair = fair.FairQueue(weights)
+        self._wait_seconds = wait_seconds
+        self._sources: dict[str, list[Source]] = {lane: [] for lane in weights}
+        self._turns: dict[str, deque[Turn]] = {lane: deque() for lane in weights}
+        self._next_step: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def configure(self, count: int, weights: Mapping[str, int]) -> None:
+        """Go on with other slots, lanes or weights. A lane that goes has no turns and no sources left."""
+        self.count = count
+        self._fair.configure(weights)
+        self._sources = {lane: self._sources.get(lane, []) for lane in weights}
+        self._turns = {lane: self._turns.get(lane, deque()) for lane in weights}
+        self.changed()
+
+    # What the worker tells
+
+    def connected(self, source: Source) -> None:
+        """Ask this connection, too."""
+        self._sources[source.lane].append(source)
+        self.changed()
+
+    def disconnected(self, source: Source) -> None:
+        """Ask this connection no more: it is lost, or leaves."""
+        if source in self._sources.get(source.lane, ()):
+            self._sources[source.lane].remove(source)
+            source.ask(0)
+            self.changed()
+
+    def claim(self, lane: str) -> Turn:
+        """Return a claim to a slot."""
+        turn = Turn(lane)
+        self._turns[lane].append(turn)
+        self.changed()
+        return turn
+
+    def ready(self, turn: Turn) -> None:
+        """Let the turn come."""
+        turn.ready = True
+        self.changed()
+
+    def release(self, turn: Turn) -> None:
+        """Free the slot, or give up waiting for one."""
+        if turn.granted.done() and not turn.granted.cancelled():
+            self.running -= 1
+        elif turn in self._turns.get(turn.lane, ()):
+            self._turns[turn.lane].remove(turn)
+        self.changed()
+
+    def park(self, difference: int) -> None:
+        """Count requests that wait here without a slot: no others come in their place."""
+        self._parked += difference
+        self.changed()
+
+    def changed(self) -> None:
+        """Look again, once the event loop has dealt with what else came."""
+        if self._next_step is None:
+            self._next_step = asyncio.get_running_loop().call_soon(self._step)
+
+    # What is decided
+
+    def _step(self) -> None:
+        self._next_step = None
+        now = asyncio.get_running_loop().time() + _TIMER_SLACK_SECONDS
+        sources = [source for sources in self._sources.values() for source in sources]
+        for source in sources:
+            if source.asked and source.in_question_until(self._wait_seconds) <= now:
+                source.silent = True
+        self._ask(now)
+        self._start(now)
+        self._look_again_at(
+            min((until for s in sources if (until := s.in_question_until(self._wait_seconds)) > now), default=None)
+        )
+
+    def _look_again_at(self, when: float | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self.changed) if when is not None else None
+
+    def _ask(self, now: float) -> None:
+        """Ask the lanes whose turn it is for as much as free slots can start, and listen to those that were silent."""
+        waiting = {lane: len(turns) for lane, turns in self._turns.items()}
+        room = self.count - self.running - self._parked
+        wanted = self._wanted(waiting, room)
+        has_room = room > sum(waiting.values())
+        for lane, sources in self._sources.items():
+            # What is asked already first, then the host that was not asked for longest.
+            talking = sorted((s for s in sources if not s.silent), key=lambda s: (not s.asked, s.asked_since))
+            for number, source in enumerate(talking):
+                source.ask((wanted[lane] + len(talking) - 1 - number) // len(talking))
+            for source in sources:
+                if source.silent and (has_room or source.in_question_until(self._wait_seconds) <= now):
+                    source.ask(1 if has_room else 0)
+
+    def _wanted(self, waiting: Mapping[str, int], room: int) -> Counter[str]:
+        """Return ``lane -> messages`` to ask for: the next turns, less what waits here already."""
+        talking = {lane: any(not source.silent for source in sources) for lane, sources in self._sources.items()}
+        claims = {lane: math.inf if talking[lane] else waiting[lane] for lane in self._sources}
+        left, budget = dict(waiting), room - sum(waiting.values())
+        wanted: Counter[str] = Counter()
+        for lane in self._fair.turns(claims, room):
+            if left[lane]:
+                left[lane] -= 1
+            elif budget > 0:
+                wanted[lane] += 1
+                budget -= 1
+        return wanted
+
+    def _start(self, now: float) -> None:
+        """Give free slots to turns in the lanes' order, keeping those of messages that may be on their way."""
+        if not any(turn.ready for turns in self._turns.values() for turn in turns):
+            return
+        claims = {
+            lane: len(turns)
+            + sum(s.asked for s in self._sources[lane] if s.in_question_until(self._wait_seconds) > now)
+            for lane, turns in self._turns.items()
+        }
+        seen: Counter[str] = Counter()
+        granted = []
+        for lane in self._fair.turns(claims, self.count - self.running):
+            if seen[lane] < len(self._turns[lane]):
+                turn = self._turns[lane][seen[lane]]
+                seen[lane] += 1
+                if turn.ready and not turn.granted.done():
+                    granted.append(turn)
+        for turn in granted:
+            self._turns[turn.lane].remove(turn)
+            self._fair.started(turn.lane)
+            self.running += 1
+            turn.granted.set_result(None)
