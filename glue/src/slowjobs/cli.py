@@ -20,7 +20,21 @@ import rich.progress
 import rich.table
 import rich.text
 
-from slowjobs import bridge, check, dead, documents, enqueue, errors, kafka, log, persister, service, settings, setup
+from slowjobs import (
+    bridge,
+    check,
+    dead,
+    documents,
+    enqueue,
+    errors,
+    kafka,
+    log,
+    persister,
+    service,
+    settings,
+    setup,
+    try_,
+)
 from slowjobs import status as status_
 from slowjobs import worker as worker_
 
@@ -352,6 +366,67 @@ def _progress(file: Path, lane: str) -> Iterator[Callable[[int], None]]:
     with rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"to {lane}", total=total)
         yield lambda count: bar.advance(task, count)
+
+
+@main.command("try")
+@click.argument("pool")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--lane", help="Whose kind checks the requests; needed when the pool's lanes are of several kinds.")
+@_json_option
+@_config_option()
+def try_command(path: Path | None, pool: str, file: Path, lane: str | None, *, as_json: bool) -> None:
+    """Run POOL's handler on each line of FILE (JSON lines; - for standard input), without any queue.
+
+    Runs on this host, as you, one request after the other, each once; asks no server. What the handler prints goes to
+    standard error. Exit 1 unless all came to a result or were skipped.
+
+    \b
+    Examples:
+      slowjobs try fixity requests.jsonl
+      slowjobs try ingest - --lane ingest-daily < requests.jsonl
+      slowjobs try fixity requests.jsonl --json | jq '.tries[] | select(.outcome == "failed")'
+    """
+    path = path or settings.CONFIG_DIRECTORY / f"worker-{pool}.toml"
+    with _configuration_errors():
+        config = settings.load(path, settings.WorkerSettings)
+    if config.pool.name != pool:
+        _fail(f"{path}: is the worker of pool {config.pool.name!r}, not of {pool!r}", EXIT_USAGE)
+    lane = _lane_to_try(config, lane)
+    tries: list[try_.Try] = []
+
+    async def _run(lines: io.BufferedReader) -> None:
+        async for tried in try_.run(config, lane, lines):
+            tries.append(tried)
+            if not as_json:
+                _print_try(tried)
+
+    with _open(file) as lines, _configuration_errors():
+        asyncio.run(_run(lines))
+    if as_json:
+        click.echo(json.dumps({"v": documents.VERSION, "tries": [tried.as_json() for tried in tries]}))
+    else:
+        counts = Counter(tried.name for tried in tries)
+        summary = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+        click.echo(f"{len(tries)} tried" + (f": {summary}" if tries else ""))
+    sys.exit(EXIT_DONE if all(tried.good for tried in tries) else EXIT_FAILED)
+
+
+def _lane_to_try(config: settings.WorkerSettings, lane: str | None) -> str:
+    lanes = ", ".join(config.lanes)
+    if lane is None and len({known.kind for known in config.lanes.values()}) > 1:
+        _fail(f"the lanes of pool {config.pool.name!r} are of several kinds: choose one by --lane: {lanes}", EXIT_USAGE)
+    if lane not in (None, *config.lanes):
+        _fail(f"pool {config.pool.name!r} has no lane {lane!r}; lanes: {lanes}", EXIT_USAGE)
+    return lane or next(iter(config.lanes))
+
+
+def _print_try(tried: try_.Try) -> None:
+    about = tried.as_json()
+    click.echo(f"{about['outcome']:8} {about['seconds']:8.3f} s  {about['key'] or '-'}")
+    if "result" in about:
+        click.echo(f"    {json.dumps(about['result'], ensure_ascii=False)}")
+    for line in about.get("reason", "").splitlines():
+        click.echo(f"    {line}")
 
 
 @main.group("dead")
