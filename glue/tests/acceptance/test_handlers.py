@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,7 @@ def test_handlers_that_fail_are_tried_again_and_end_as_dead_letters_and_the_rest
     wait_until(system.outstanding, 10, "NSQ to hold nothing", accept=lambda left: left == 0)
     grandchildren = [int(pid) for pid in (system.pool_folder / "grandchildren").read_text().split()]
     assert len(grandchildren) == MAX_ATTEMPTS
-    wait_until(lambda: [pid for pid in grandchildren if _lives(pid)], 5, "no child left", accept=lambda pids: not pids)
+    wait_until(lambda: handlers.living(grandchildren), 5, "no child left", accept=lambda pids: not pids)
 
 
 def test_a_failed_request_waits_on_nsqd_before_it_is_tried_again(make_system: MakeSystem) -> None:
@@ -146,13 +145,4 @@ def test_handlers_do_not_outlive_a_killed_worker(make_system: MakeSystem) -> Non
         accept=lambda pids: len(pids) == 2,
     )
     system.worker.kill()
-    wait_until(lambda: [pid for pid in pids if _lives(pid)], 5, "no handler left", accept=lambda left: not left)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie has ended; only its parent has not asked yet.
-    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    wait_until(lambda: handlers.living(pids), 5, "no handler left", accept=lambda left: not left)

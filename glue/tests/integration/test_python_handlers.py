@@ -104,18 +104,8 @@ def noted(folder: Path, name: str, count: int) -> list[int]:
     )
 
 
-def living(pids: list[int]) -> list[int]:
-    def lives(pid: int) -> bool:
-        try:
-            return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-
-    return [pid for pid in pids if lives(pid)]
-
-
 def wait_until_gone(pids: list[int]) -> None:
-    wait_until(lambda: living(pids), 1, "no process left", accept=lambda left: not left)
+    wait_until(lambda: handlers.living(pids), 1, "no process left", accept=lambda left: not left)
 
 
 def nursery() -> int:
@@ -250,7 +240,7 @@ def test_a_cancelled_try_is_ended_with_all_that_it_has_started(folder: Path) -> 
             trying.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await trying
-            assert living(pids) == []
+            assert handlers.living(pids) == []
             assert answer(await python.process(request("nothing")))
 
     asyncio.run(run())
@@ -262,7 +252,7 @@ def test_closing_leaves_nothing_behind(folder: Path) -> None:
             await python.process(request("leave-behind", pids=3))
             return [*noted(folder, "pids.log", 3), *noted(folder, "made.log", 3), nursery()]
 
-    assert living(asyncio.run(run())) == []
+    assert handlers.living(asyncio.run(run())) == []
 
 
 #: a worker of its own, which can be killed: it runs one request that hangs.
@@ -375,12 +365,12 @@ def test_new_settings_change_the_children_and_leave_what_runs_alone(folder: Path
             await asyncio.sleep(0.1)
             python.configure(pool(folder, slots=1, task_timeout_seconds=0.1))
             await asyncio.sleep(0.1)
-            [left] = living(list(idle))
+            [left] = handlers.living(idle)
             assert answer(await beside)["pid"] == left
             assert "still running after 0.1 s" in failure(await python.process(request("hang", pids=1)))
             python.configure(pool(folder, slots=4))
             made = await asyncio.to_thread(noted, folder, "made.log", 3 + 4)
-            assert len(living(made)) == 4
+            assert len(handlers.living(made)) == 4
 
     asyncio.run(run())
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from support.system import System
 
 #: Notes that it runs, then gives the request back as its result.
@@ -137,3 +140,16 @@ def _noted(system: System, name: str) -> Counter[object]:
     log = system.pool_folder / name
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return Counter(json.loads(line)["file_id"] for line in lines)
+
+
+def living(pids: Iterable[int]) -> list[int]:
+    """Return those of ``pids`` that have not ended."""
+    return [pid for pid in pids if _lives(pid)]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        # A zombie has ended; only its parent has not asked yet.
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
