@@ -73,6 +73,10 @@ class Source:
         self._answered()
         self.subscription.requeue(message, milliseconds)
 
+    def timed_out(self) -> None:
+        """Count a message out that nsqd has given to somebody else, or to us again."""
+        self._answered()
+
     def _answered(self) -> None:
         # RDY before the answer: nsqd would send another message in its place.
         self.in_flight -= 1

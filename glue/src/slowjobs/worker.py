@@ -80,10 +80,10 @@ class Worker(service.Service):
         self._producer = kafka.Producer(config.kafka, secrets, client_id=f"slowjobs-worker-{config.pool.name}")
         self._events = events.Events(self._producer, self._name)
         self._answers = answers.Answers(self._producer, self._events, self._name, config.pool)
-        #: nsqd host and NSQ message id -> its task, from its delivery to its answer.
-        self._tasks: dict[tuple[str, bytes], Task] = {}
+        #: nsqd host, lane and NSQ message id -> its task, from its delivery to its answer.
+        self._tasks: dict[tuple[str, str, bytes], Task] = {}
         #: the last ones that were finished.
-        self._answered: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._answered: OrderedDict[tuple[str, str, bytes], None] = OrderedDict()
         self._feeds: dict[tuple[str, str], feeds.Feed] = {}
         #: work is taken: after the start, before the drain.
         self._serving = False
@@ -222,6 +222,7 @@ class Worker(service.Service):
     def accept(self, source: slots.Source, message: nsq.Message) -> None:
         """Take a message: a new task, or the same again for one that still runs."""
         source.arrived()
+        self._slots.changed()
         delivery = _delivery(source, message)
         if delivery in self._answered:
             source.finish(message)
@@ -229,6 +230,7 @@ class Worker(service.Service):
         known = self._tasks.get(delivery)
         if known:
             # Delivered again while it still runs here: the same run answers, on the new connection.
+            known.source.timed_out()
             known.source, known.message = source, message
             log.info("worker.attached", **known.about())
             return
@@ -238,7 +240,6 @@ class Worker(service.Service):
         task, refusal = self._read(source, message)
         self._tasks[delivery] = task
         task.work = self._group.create_task(self._work(task, refusal))
-        self._slots.changed()
 
     def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Outcome | None]:
         """Return the task, and its outcome if there is nothing to be tried."""
@@ -414,8 +415,9 @@ class Worker(service.Service):
         return sorted({host for _, host in self._feeds} - lacking)
 
 
-def _delivery(source: slots.Source, message: nsq.Message) -> tuple[str, bytes]:
-    return source.subscription.host, message.id
+def _delivery(source: slots.Source, message: nsq.Message) -> tuple[str, str, bytes]:
+    # nsqd draws ids for each topic on its own: those of two lanes can be the same.
+    return source.subscription.host, source.lane, message.id
 
 
 def _weights(config: settings.WorkerSettings) -> dict[str, int]:
