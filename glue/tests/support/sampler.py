@@ -15,11 +15,12 @@ Seen = TypeVar("Seen")
 
 
 class Sampler(Generic[Seen]):
-    """Keeps what ``look`` returns, twenty times a second, beside the test."""
+    """Keeps what ``look`` returns, ``a_second`` times a second, beside the test."""
 
-    def __init__(self, look: Callable[[], Seen]) -> None:
+    def __init__(self, look: Callable[[], Seen], *, a_second: int = SAMPLES_A_SECOND) -> None:
         self.samples: list[Seen] = []
         self._look = look
+        self._interval = 1 / a_second
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
@@ -34,7 +35,7 @@ class Sampler(Generic[Seen]):
         self.seconds = time.monotonic() - self._started
 
     def _sample(self) -> None:
-        while not self._ended.wait(1 / SAMPLES_A_SECOND):
+        while not self._ended.wait(self._interval):
             # A server may be away, on purpose.
             with suppress(OSError):
                 self.samples.append(self._look())
