@@ -193,6 +193,7 @@ class _Nursery:
     def _end_all(self) -> NoReturn:
         for process in self._children:
             _kill(process)
+        os.killpg(0, signal.SIGKILL)  # what the import has started, and this
         os._exit(0)
 
 

@@ -21,9 +21,9 @@ _OF_THE_SERVICE = {"CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_PID", "WA
 
 #: bytes; of a longer line the rest is left out.
 LINE_BYTES = 8192
-#: lines of a pool: a second, and at once. journald would leave out the worker's own lines as well.
-_LINES_PER_SECOND = 100
-_LINES_AT_ONCE = 1000
+#: lines of a pool, and in how many seconds. journald's own limit would leave out the worker's lines as well.
+_LINES = 1000
+_LINES_SECONDS = 10.0
 #: bytes; all that a pipe holds.
 _PIPE_BYTES = 65536
 #: control characters, which could end a line for journald, as text.
@@ -52,27 +52,23 @@ def how_it_ended(status: int, last_words: str = "") -> str:
 
 
 class Journal:
-    """The output of a pool's handlers as events in the journal, as many as it can take; the others are counted."""
+    """The output of a pool's handlers as events in the journal, no more than it can take."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._room: float = _LINES_AT_ONCE
-        self._filled = clock()
-        self._left_out = 0
+        self._room = 0
+        self._fills_at = clock()
 
     def write(self, key: str | None, lines: list[bytes]) -> None:
         """Write the first of ``lines`` for which there is room. ``key``: of the request that was being worked on."""
-        now = self._clock()
-        self._room = min(_LINES_AT_ONCE, self._room + (now - self._filled) * _LINES_PER_SECOND)
-        self._filled = now
-        taken = lines[: int(self._room)]
-        self._room -= len(taken)
-        if taken and self._left_out:
-            log.warning("handler.output_left_out", lines=self._left_out)
-            self._left_out = 0
-        self._left_out += len(lines) - len(taken)
-        for line in taken:
+        if self._clock() >= self._fills_at:
+            self._room = _LINES
+            self._fills_at = self._clock() + _LINES_SECONDS
+        for line in lines[: self._room]:
             log.info("handler.output", key=key, line=_text(line))
+        if self._room and len(lines) >= self._room:
+            log.warning("handler.output_left_out", key=key, reason=f"over {_LINES} lines in {_LINES_SECONDS:g} s")
+        self._room = max(0, self._room - len(lines))
 
 
 class Lines:
@@ -109,11 +105,6 @@ class Output:
         self._ours, self.theirs = os.pipe()
         os.set_blocking(self._ours, False)
         asyncio.get_running_loop().add_reader(self._ours, self._read)
-
-    def begin(self, key: str) -> None:
-        """Say what the next lines are of."""
-        self.lines.key = key
-        self.lines.last = ""
 
     def end(self) -> None:
         """Read what was written until now; what comes later is of no request."""

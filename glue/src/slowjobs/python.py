@@ -202,6 +202,8 @@ class _Nursery(asyncio.SubprocessProtocol):
 
     async def close(self, idle: Collection[_Child]) -> None:
         """End all: children that are ``idle`` by themselves if they do so in time, then the nursery."""
+        with contextlib.suppress(ProcessLookupError):
+            self._transport.terminate()  # while it imports; later it does not listen
         for one in list(self._children.values()):
             if one in idle:
                 one.leave()
@@ -222,6 +224,7 @@ class _Nursery(asyncio.SubprocessProtocol):
         self._hang_up()
         self._output.close()
         how = processes.how_it_ended(self._transport.get_returncode() or 0, self._output.lines.last)
+        processes.kill_group(self._transport.get_pid())  # what the import has started
         for number, one in list(self._children.items()):
             one.kill_group()  # the child went with its parent; this is for what it has started
             self._forget(number, f"the process that children are forked from: {how}")
@@ -321,7 +324,7 @@ class _Child:
 
     async def run(self, request: kinds.Request) -> outcomes.Outcome:
         """Let it try ``request``. When cancelled before it answers, it is free no more."""
-        self._output.begin(request.key)
+        self._output.lines.key = request.key
         failure = await self._ready
         if failure:
             return failure
@@ -393,6 +396,7 @@ class _Child:
                 self._take(*frame)
         except (KeyError, TypeError, ValueError) as error:
             self.made = False
+            self._loop.remove_reader(self._channel)
             self._output.end()
             self._fail(f"its process sent what is no answer: {error!r}")
             return False

@@ -50,8 +50,8 @@ async def run(config: settings.WorkerSettings, lane: str, lines: Iterable[bytes]
     """
     pool = config.pool.model_copy(update={"slots": 1})
     tried = handler.make(pool)
-    await tried.start()
     try:
+        await tried.start()
         for line in lines:
             if line.strip():
                 yield await _try(tried, config, lane, line.strip())

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +108,10 @@ def wait_until_gone(pids: list[int]) -> None:
     wait_until(lambda: handlers.living(pids), 1, "no process left", accept=lambda left: not left)
 
 
-def nursery() -> int:
-    """Return the process that the children of this test are forked from."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
+def nursery(worker: int | None = None) -> int:
+    """Return the process that the children of ``worker``, by default this test, are forked from."""
+    worker = worker or os.getpid()
+    children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="utf-8").split()
     [found] = [pid for pid in children if b"slowjobs.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return int(found)
 
@@ -255,6 +256,19 @@ def test_closing_leaves_nothing_behind(folder: Path) -> None:
     assert handlers.living(asyncio.run(run())) == []
 
 
+@pytest.mark.parametrize("preload", [True, False])
+def test_what_an_import_has_started_is_ended_as_well(preload: bool, folder: Path) -> None:
+    (folder / "starting.py").write_text(
+        "import subprocess\n"
+        "with open('pids.log', 'a') as log:\n"
+        '    log.write(f\'{subprocess.Popen(["sleep", "600"]).pid}\\n\')\n'
+        "from obedient import Obedient\n",
+        encoding="utf-8",
+    )
+    assert answer(*tries(pool(folder, python="starting:Obedient", preload=preload), request("nothing")))
+    wait_until_gone(noted(folder, "pids.log", 1))
+
+
 #: a worker of its own, which can be killed: it runs one request that hangs.
 WORKER = """
 import asyncio, sys
@@ -270,19 +284,35 @@ asyncio.run(run())
 """
 
 
-def test_nothing_outlives_a_killed_worker(folder: Path) -> None:
+@contextmanager
+def own_worker(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     tests = Path(__file__).parent
     with subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(tests), str(tests.parent)]) as worker:
+        try:
+            yield worker
+        finally:
+            worker.kill()
+
+
+def test_nothing_outlives_a_killed_worker(folder: Path) -> None:
+    with own_worker(folder) as worker:
         pids = [*noted(folder, "pids.log", 3), *noted(folder, "made.log", 2)]
         worker.kill()
         wait_until_gone(pids)
 
 
+def test_children_go_with_worker_and_nursery_that_are_killed_together(folder: Path) -> None:
+    with own_worker(folder) as worker:
+        children = noted(folder, "made.log", 2)
+        worker.send_signal(signal.SIGSTOP)  # it is not there to end anything either
+        os.kill(nursery(worker.pid), signal.SIGKILL)
+        wait_until_gone(children)
+
+
 def test_a_worker_that_is_killed_while_its_handler_is_imported_leaves_nothing(folder: Path) -> None:
     slow = "import os, time\nopen('pids.log', 'w').write(f'{os.getpid()}')\ntime.sleep(60)\n"
     (folder / "obedient.py").write_text(slow, encoding="utf-8")
-    tests = Path(__file__).parent
-    with subprocess.Popen([sys.executable, "-c", WORKER, str(folder), str(tests), str(tests.parent)]) as worker:
+    with own_worker(folder) as worker:
         pids = noted(folder, "pids.log", 1)
         worker.kill()
         wait_until_gone(pids)
@@ -477,8 +507,8 @@ def test_what_a_handler_and_its_children_print_is_in_the_journal_with_the_reques
 ) -> None:
     tries(pool(folder), request("print_", key="1", text="one\ntwo"), request("print_", key="2", text="three"))
     assert lines(events) == [
-        *(('["1"]', text) for text in ("one", "two", "to stderr", "from a child")),
-        *(('["2"]', text) for text in ("three", "to stderr", "from a child")),
+        *(('["1"]', text) for text in ("one", "two", "to stderr", "from a child", "unfinished")),
+        *(('["2"]', text) for text in ("three", "to stderr", "from a child", "unfinished")),
     ]
 
 

@@ -96,6 +96,7 @@ class Obedient:
         print(request["text"])
         print("to stderr", file=sys.stderr)
         subprocess.run(["/bin/echo", "from a child"], check=True)
+        print("unfinished", end="")
 
     def flood(self, request):
         sys.stdout.write("y\\n" * request["lines"])
