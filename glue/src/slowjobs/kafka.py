@@ -95,7 +95,9 @@ class Producer:
                     "acks": "all",
                     "message.max.bytes": MAX_MESSAGE_BYTES,
                     "message.timeout.ms": 0,  # for ever
-                    "linger.ms": 2,
+                    # A slot waits for each event; batches form by themselves while earlier ones are on their way.
+                    "linger.ms": 0,
+                    "socket.nagle.disable": True,
                 },
             )
         )
