@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ class _Stream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        #: how long the way to nsqd and back takes; as long as connecting took.
+        self.round_trip_seconds = 0.0
         #: when a frame came last; the event loop's time.
         self._heard = 0.0
 
@@ -74,7 +77,9 @@ class _Stream:
         """Connect, identify and, where ``tls`` is given, encrypt; return the stream and what nsqd negotiated."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                begun = time.monotonic()
                 stream = cls(*await asyncio.open_connection(address.host, address.port))
+                stream.round_trip_seconds = time.monotonic() - begun
                 try:
                     negotiated = await stream._identify({**identity, "tls_v1": tls is not None})
                     if tls:
@@ -208,6 +213,8 @@ class Subscription:
         self.host = host
         #: seconds; a message that is not touched for so long goes to another worker.
         self.msg_timeout_seconds = msg_timeout_seconds
+        #: how long the way to nsqd and back takes, about.
+        self.round_trip_seconds = stream.round_trip_seconds
         self.closed = False
         self._watch = asyncio.create_task(self._close_when_silent())
 

@@ -1,7 +1,7 @@
 """A pool's slots: which lane is asked for how much, and which request starts next.
 
 nsqd sends what RDY allows, so asking is all that a worker decides, and asking for more than free slots can start would
-hoard. A lane that has work answers within a millisecond; one that was asked and stays silent for ``wait_seconds`` is
+hoard. A lane that has work answers within a millisecond; one that was asked and stays silent for some milliseconds is
 taken to be empty, and is listened to from then on while a slot is free, one message at a time. Which lane is asked, and
 which of the requests that came starts, is start-time fair queueing (``fair``). docs/architecture.md, "The slots".
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from slowjobs import nsq
 
-#: seconds that a lane which is asked gets to send; some ms more than the way to nsqd and back.
-WAIT_SECONDS = 0.005
+#: seconds that a lane which is asked gets to send, and the way to nsqd and back on top.
+_WAIT_SECONDS = 0.005
 #: seconds; a timer of the event loop may be that early.
 _TIMER_SLACK_SECONDS = 0.0005
 
@@ -91,9 +91,11 @@ class Source:
             self._ready = wanted
             self.subscription.ready(wanted)
 
-    def in_question_until(self, wait_seconds: float) -> float:
-        """Return until when a message may be on its way, as the event loop's time; minus infinity if not asked."""
-        return self.asked_since + wait_seconds if self.asked else -math.inf
+    @property
+    def in_question_until(self) -> float:
+        """Until when a message may be on its way; the event loop's time, minus infinity if none is asked for."""
+        wait = _WAIT_SECONDS + self.subscription.round_trip_seconds
+        return self.asked_since + wait if self.asked else -math.inf
 
 
 @dataclass(eq=False)
@@ -112,12 +114,11 @@ class Slots:
     ``count``, but for what was on its way when a slot was taken: at most one a connection.
     """
 
-    def __init__(self, count: int, weights: Mapping[str, int], *, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(self, count: int, weights: Mapping[str, int]) -> None:
         self.count = count
         self.running = 0
         self._parked = 0
         self._fair = fair.FairQueue(weights)
-        self._wait_seconds = wait_seconds
         self._sources: dict[str, list[Source]] = {lane: [] for lane in weights}
         self._turns: dict[str, deque[Turn]] = {lane: deque() for lane in weights}
         self._next_step: asyncio.Handle | None = None
@@ -182,13 +183,11 @@ class Slots:
         now = asyncio.get_running_loop().time() + _TIMER_SLACK_SECONDS
         sources = [source for sources in self._sources.values() for source in sources]
         for source in sources:
-            if source.asked and source.in_question_until(self._wait_seconds) <= now:
+            if source.asked and source.in_question_until <= now:
                 source.silent = True
         self._ask(now)
         self._start(now)
-        self._look_again_at(
-            min((until for s in sources if (until := s.in_question_until(self._wait_seconds)) > now), default=None)
-        )
+        self._look_again_at(min((until for s in sources if (until := s.in_question_until) > now), default=None))
 
     def _look_again_at(self, when: float | None) -> None:
         if self._timer:
@@ -207,7 +206,7 @@ class Slots:
             for number, source in enumerate(talking):
                 source.ask((wanted[lane] + len(talking) - 1 - number) // len(talking))
             for source in sources:
-                if source.silent and (has_room or source.in_question_until(self._wait_seconds) <= now):
+                if source.silent and (has_room or source.in_question_until <= now):
                     source.ask(1 if has_room else 0)
 
     def _wanted(self, waiting: Mapping[str, int], room: int) -> Counter[str]:
@@ -229,8 +228,7 @@ class Slots:
         if not any(turn.ready for turns in self._turns.values() for turn in turns):
             return
         claims = {
-            lane: len(turns)
-            + sum(s.asked for s in self._sources[lane] if s.in_question_until(self._wait_seconds) > now)
+            lane: len(turns) + sum(s.asked for s in self._sources[lane] if s.in_question_until > now)
             for lane, turns in self._turns.items()
         }
         seen: Counter[str] = Counter()

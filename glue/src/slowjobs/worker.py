@@ -292,6 +292,8 @@ class Worker(service.Service):
 
     async def _park(self, task: Task, seconds: float) -> None:
         task.reach(Stage.PARKED)
+        if task.source.leaving or task.source.subscription.closed:
+            self._return(task)  # nothing of this connection may wait here any more
         self._slots.park(1)
         try:
             await asyncio.sleep(seconds)
