@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +112,12 @@ def nursery(worker: int | None = None) -> int:
     """Return the process that the children of ``worker``, by default this test, are forked from."""
     worker = worker or os.getpid()
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="utf-8").split()
-    [found] = [pid for pid in children if b"slowjobs.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return int(found)
+    [found] = [int(pid) for pid in children if "slowjobs.child" in command_line(int(pid))]
+    return found
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
 
 
 # What a handler answers
@@ -256,19 +260,6 @@ def test_closing_leaves_nothing_behind(folder: Path) -> None:
     assert handlers.living(asyncio.run(run())) == []
 
 
-@pytest.mark.parametrize("preload", [True, False])
-def test_what_an_import_has_started_is_ended_as_well(preload: bool, folder: Path) -> None:
-    (folder / "starting.py").write_text(
-        "import subprocess\n"
-        "with open('pids.log', 'a') as log:\n"
-        '    log.write(f\'{subprocess.Popen(["sleep", "600"]).pid}\\n\')\n'
-        "from obedient import Obedient\n",
-        encoding="utf-8",
-    )
-    assert answer(*tries(pool(folder, python="starting:Obedient", preload=preload), request("nothing")))
-    wait_until_gone(noted(folder, "pids.log", 1))
-
-
 #: a worker of its own, which can be killed: it runs one request that hangs.
 WORKER = """
 import asyncio, sys
@@ -295,8 +286,14 @@ def own_worker(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_nothing_outlives_a_killed_worker(folder: Path) -> None:
+    starting = (
+        "import subprocess\n"
+        "with open('import.log', 'w') as log:\n"
+        "    log.write(str(subprocess.Popen(['sleep', '600']).pid))\n"
+    )
+    (folder / "obedient.py").write_text(starting + handlers.OBEDIENT, encoding="utf-8")
     with own_worker(folder) as worker:
-        pids = [*noted(folder, "pids.log", 3), *noted(folder, "made.log", 2)]
+        pids = [*noted(folder, "pids.log", 3), *noted(folder, "made.log", 2), *noted(folder, "import.log", 1)]
         worker.kill()
         wait_until_gone(pids)
 
@@ -306,7 +303,12 @@ def test_children_go_with_worker_and_nursery_that_are_killed_together(folder: Pa
         children = noted(folder, "made.log", 2)
         worker.send_signal(signal.SIGSTOP)  # it is not there to end anything either
         os.kill(nursery(worker.pid), signal.SIGKILL)
-        wait_until_gone(children)
+        try:
+            wait_until_gone(children)
+        finally:
+            for child in children:  # what they have started stays: a service's end is systemd's then
+                with suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)
 
 
 def test_a_worker_that_is_killed_while_its_handler_is_imported_leaves_nothing(folder: Path) -> None:
@@ -387,6 +389,17 @@ def test_what_a_recycled_child_has_started_is_ended(folder: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_recycled_child_that_does_not_end_by_itself_is_ended(folder: Path) -> None:
+    async def run() -> None:
+        async with started(pool(folder, recycle=settings.Recycle(tasks=1))) as python:
+            pid = answer(await python.process(request("linger")))["pid"]
+            await asyncio.to_thread(
+                wait_until, lambda: handlers.living([pid]), 5, "its end", accept=lambda left: not left
+            )
+
+    asyncio.run(run())
+
+
 def test_new_settings_change_the_children_and_leave_what_runs_alone(folder: Path) -> None:
     async def run() -> None:
         async with started(pool(folder, slots=3)) as python:
@@ -430,6 +443,8 @@ def test_without_preload_a_child_is_the_same_in_every_other_way(folder: Path) ->
         async with started(pool(folder, preload=False, task_timeout_seconds=2, options={"a": 1}, slots=2)) as python:
             assert answer(await python.process(request("where")))["path"] == str(folder)
             assert answer(await python.process(request("echo")))["options"] == {"a": 1}
+            child = answer(await python.process(request("nothing")))["pid"]
+            assert "nursery" not in command_line(child), "forked, and not a new interpreter"
             assert "ended by SIGSEGV" in failure(await python.process(request("segfault")))
             assert "still running" in failure(await python.process(request("hang", pids=3)))
             wait_until_gone(noted(folder, "pids.log", 3))
@@ -462,6 +477,24 @@ def test_a_handler_that_cannot_be_imported_is_a_mistake_in_the_configuration(
         tries(pool(folder, python=python, preload=preload))
     assert python in str(raised.value)
     assert reason in str(raised.value)
+
+
+def test_a_start_is_given_up_at_once_while_the_handler_is_imported(folder: Path) -> None:
+    (folder / "slow.py").write_text(
+        "import os, time\nopen('pids.log', 'w').write(f'{os.getpid()}')\ntime.sleep(60)\n", encoding="utf-8"
+    )
+
+    async def run() -> None:
+        python = handler.make(pool(folder, python="slow:Handler"))
+        starting = asyncio.create_task(python.start())
+        pids = await asyncio.to_thread(noted, folder, "pids.log", 1)
+        starting.cancel()
+        start = time.monotonic()
+        await python.close()
+        assert time.monotonic() - start < 2
+        assert handlers.living(pids) == []
+
+    asyncio.run(run())
 
 
 def test_an_interpreter_without_slowjobs_is_a_mistake_in_the_configuration(folder: Path) -> None:
@@ -503,8 +536,9 @@ def test_threads_of_an_import_are_warned_of(folder: Path, events: list[structlog
 
 
 def test_what_a_handler_and_its_children_print_is_in_the_journal_with_the_request(
-    folder: Path, events: list[structlog.typing.EventDict]
+    folder: Path, events: list[structlog.typing.EventDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     tries(pool(folder), request("print_", key="1", text="one\ntwo"), request("print_", key="2", text="three"))
     assert lines(events) == [
         *(('["1"]', text) for text in ("one", "two", "to stderr", "from a child", "unfinished")),
