@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ command = ["/bin/true"]
 """
 
 
+PYTHON_HANDLER = f"""\
+python = "jobs.fixity:Check"
+interpreter = "{sys.executable}"
+options = {{max_hops = 8}}
+"""
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "worker.toml"
     path.write_text(text)
@@ -37,12 +45,12 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def mistakes(tmp_path: Path, text: str) -> str:
     with pytest.raises(settings.ConfigurationError) as caught:
-        settings.load(write(tmp_path, text))
+        settings.load_any(write(tmp_path, text))
     return str(caught.value)
 
 
 def test_defaults_are_those_of_the_design(tmp_path: Path) -> None:
-    config = settings.load(write(tmp_path, WORKER))
+    config = settings.load_any(write(tmp_path, WORKER))
     assert isinstance(config, settings.WorkerSettings)
     assert config.pool.slots == 1
     assert config.pool.task_timeout_seconds == 300
@@ -83,6 +91,95 @@ def test_all_mistakes_are_named_at_once_each_with_its_place(tmp_path: Path) -> N
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert said in mistakes(tmp_path, WORKER.replace(old, new))
+
+
+def worker(tmp_path: Path, *changes: tuple[str, str]) -> settings.WorkerSettings:
+    text = WORKER
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    config = settings.load(write(tmp_path, text), settings.WorkerSettings)
+    assert isinstance(config, settings.WorkerSettings)
+    return config
+
+
+def test_a_pool_serves_several_lanes(tmp_path: Path) -> None:
+    config = worker(
+        tmp_path, ("[pool]", '[lanes.fixity-priority]\nkind = "fixity"\npool = "fixity"\nweight = 16\n[pool]')
+    )
+    assert {name: lane.weight for name, lane in config.lanes.items()} == {"fixity-check": 1, "fixity-priority": 16}
+
+
+def test_a_handler_is_a_class_of_python_with_its_options(tmp_path: Path) -> None:
+    handler = worker(tmp_path, ('command = ["/bin/true"]', PYTHON_HANDLER)).pool.handler
+    assert (handler.python, handler.command) == ("jobs.fixity:Check", None)
+    assert handler.options == {"max_hops": 8}
+    assert handler.preload is True
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("", "expected either command or python"),
+        (f'command = ["/bin/true"]\n{PYTHON_HANDLER}', "expected either command or python"),
+        ('python = "jobs.fixity:Check"', "interpreter: python has one, command has none"),
+        (f'command = ["/bin/true"]\ninterpreter = "{sys.executable}"', "interpreter: python has one, command has none"),
+        ('python = "jobs:Check"\ninterpreter = "/no/such/python"', "there is no program /no/such/python"),
+        ('python = "jobs/fixity.py"', "pool.handler.python: String should match pattern"),
+    ],
+)
+def test_a_handler_is_one_of_two(tmp_path: Path, handler: str, said: str) -> None:
+    assert said in mistakes(tmp_path, WORKER.replace('command = ["/bin/true"]', handler))
+
+
+def test_a_pool_without_a_lane_is_refused(tmp_path: Path) -> None:
+    text = WORKER.replace('[lanes.fixity-check]\nkind = "fixity"\npool = "fixity"\n', "[lanes]\n")
+    assert "lanes: a pool serves at least one lane" in mistakes(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("[pool]", "[pool]\nslots = 9\ntask_timeout_seconds = 5\nmax_attempts = 9")],
+        [('pool = "fixity"', 'pool = "fixity"\nweight = 9\nmax_outstanding = 5')],
+        [("[lanes.fixity-check]", '[lanes.another]\nkind = "fixity"\npool = "fixity"\n[lanes.fixity-check]')],
+        [('key = ["file_id"]', 'key = ["file_id", "copy"]')],
+        [("127.0.0.1:4150", "127.0.0.1:4160")],
+        [
+            ('active = "svc506"', 'active = "svc507"\ndraining = ["svc506"]'),
+            (
+                "[nsqd.hosts.svc506]",
+                '[nsqd.hosts.svc507]\ntcp_address = "h:1"\nhttp_address = "h:2"\n[nsqd.hosts.svc506]',
+            ),
+        ],
+    ],
+)
+def test_a_running_worker_takes_what_needs_no_restart(tmp_path: Path, changes: list[tuple[str, str]]) -> None:
+    new = worker(tmp_path, *changes)
+    assert new != worker(tmp_path)
+    assert worker(tmp_path).restart_needed_for(new) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reasons"),
+    [
+        ('host = "worker1"', 'host = "worker1"\ngeneration = "2"', ["generation"]),
+        ('host = "worker1"', 'host = "worker2"', ["host"]),
+        ("127.0.0.1:9310", "127.0.0.1:9311", ["state_address"]),
+        ("127.0.0.1:9092", "127.0.0.1:9093", ["kafka"]),
+        ('["/bin/true"]', '["/bin/true", "now"]', ["pool.handler"]),
+        ("[pool]", '[pool]\ndirectory = "/tmp"', ["pool.directory"]),
+        ('command = ["/bin/true"]', PYTHON_HANDLER, ["pool.handler"]),
+    ],
+)
+def test_what_needs_a_restart_is_named(tmp_path: Path, old: str, new: str, reasons: list[str]) -> None:
+    running = worker(tmp_path)
+    assert running.restart_needed_for(worker(tmp_path, (old, new))) == reasons
+
+
+def test_all_that_needs_a_restart_is_named(tmp_path: Path) -> None:
+    new = worker(tmp_path, ('host = "worker1"', 'host = "w"\ngeneration = "2"'), ("/bin/true", "/bin/false"))
+    assert worker(tmp_path).restart_needed_for(new) == ["generation", "host", "pool.handler"]
 
 
 @pytest.mark.parametrize("dsn", ["host=a password=x", "host=a password = 'x'", "postgresql://me:x@a/db"])
