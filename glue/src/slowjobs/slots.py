@@ -204,7 +204,9 @@ class Slots:
             # What is asked already first, then the host that was not asked for longest.
             talking = sorted((s for s in sources if not s.silent), key=lambda s: (not s.asked, s.asked_since))
             for number, source in enumerate(talking):
-                source.ask((wanted[lane] + len(talking) - 1 - number) // len(talking))
+                share = (wanted[lane] + len(talking) - 1 - number) // len(talking)
+                # What may be on its way cannot be called back.
+                source.ask(max(share, source.asked if source.in_question_until > now else 0))
             for source in sources:
                 if source.silent and (has_room or source.in_question_until <= now):
                     source.ask(1 if has_room else 0)
