@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from slowjobs import nsq
 
-#: seconds that a lane which is asked gets to send, and the way to nsqd and back on top.
-_WAIT_SECONDS = 0.005
+#: seconds that a lane which is asked gets to send, the way to nsqd and back on top. With sync-every=1 nsqd writes to
+#: disk between two messages; the first of a lane that was silent lies ready.
+_NEXT_MESSAGE_SECONDS = 0.02
+_FIRST_MESSAGE_SECONDS = 0.005
 #: seconds; a timer of the event loop may be that early.
 _TIMER_SLACK_SECONDS = 0.0005
 
@@ -94,8 +96,10 @@ class Source:
     @property
     def in_question_until(self) -> float:
         """Until when a message may be on its way; the event loop's time, minus infinity if none is asked for."""
-        wait = _WAIT_SECONDS + self.subscription.round_trip_seconds
-        return self.asked_since + wait if self.asked else -math.inf
+        if not self.asked:
+            return -math.inf
+        wait = _FIRST_MESSAGE_SECONDS if self.silent else _NEXT_MESSAGE_SECONDS
+        return self.asked_since + wait + self.subscription.round_trip_seconds
 
 
 @dataclass(eq=False)

@@ -222,8 +222,8 @@ class Worker(service.Service):
     def accept(self, source: slots.Source, message: nsq.Message) -> None:
         """Take a message: a new task, or the same again for one that still runs."""
         source.arrived()
-        self._slots.changed()
         delivery = _delivery(source, message)
+        self._slots.changed()
         if delivery in self._answered:
             source.finish(message)
             return
@@ -239,7 +239,9 @@ class Worker(service.Service):
             return
         task, refusal = self._read(source, message)
         self._tasks[delivery] = task
-        task.work = self._group.create_task(self._work(task, refusal))
+        # At once: what has come must not be asked for again.
+        turn = self._slots.claim(source.lane)
+        task.work = self._group.create_task(self._work(task, turn, refusal))
 
     def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Outcome | None]:
         """Return the task, and its outcome if there is nothing to be tried."""
@@ -259,9 +261,11 @@ class Worker(service.Service):
 
     # Working
 
-    async def _work(self, task: Task, refusal: outcomes.Outcome | None) -> None:
+    async def _work(self, task: Task, turn: slots.Turn, refusal: outcomes.Outcome | None) -> None:
         try:
-            outcome = refusal or await self._try(task)
+            if refusal:
+                self._slots.release(turn)
+            outcome = refusal or await self._try(task, turn)
             # The slot is free for the next one; the acknowledgement goes on beside it.
             task.reach(Stage.ANSWERING)
             if await self._answers.give(task, outcome):
@@ -275,11 +279,11 @@ class Worker(service.Service):
         finally:
             self._forget(task)
 
-    async def _try(self, task: Task) -> outcomes.Outcome:
+    async def _try(self, task: Task, turn: slots.Turn) -> outcomes.Outcome:
         """Run the handler, and again after each time that what it needs was full."""
         loop = asyncio.get_running_loop()
         while True:
-            outcome = await self._in_a_slot(task)
+            outcome = await self._in_a_slot(task, turn)
             if not isinstance(outcome, outcomes.Busy):
                 return outcome
             pool = self._config.pool
@@ -289,6 +293,7 @@ class Worker(service.Service):
             if loop.time() + delay > task.parked_at + pool.park_limit_seconds:
                 return outcomes.Retry(reason=f"busy for {pool.park_limit_seconds:g} s: {outcome.reason}")
             await self._park(task, delay)
+            turn = self._slots.claim(task.lane)
 
     async def _park(self, task: Task, seconds: float) -> None:
         task.reach(Stage.PARKED)
@@ -301,8 +306,7 @@ class Worker(service.Service):
             self._slots.park(-1)
         task.reach(Stage.HELD)
 
-    async def _in_a_slot(self, task: Task) -> outcomes.Outcome:
-        turn = self._slots.claim(task.lane)
+    async def _in_a_slot(self, task: Task, turn: slots.Turn) -> outcomes.Outcome:
         try:
             if task.announced_at is None:
                 await self._announce(task)  # while it waits for its turn
