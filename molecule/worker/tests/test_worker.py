@@ -213,8 +213,10 @@ def test_stopping_ends_what_runs_and_delivers_it(run: str, gate: str) -> None:
     assert shown("worker1", "digest", "Result", "ExecMainStatus") == ["success", "0"]
     found = await_results(run, 12)
     assert ids(found) == each_once(run, 12)
-    assert running <= ids([result for result in found if result["_slowjobs"]["worker"].startswith("worker1/")])
-    assert {result["_slowjobs"]["attempt"] for result in found} == {1}
+    drained = [result for result in found if ids([result]) <= running]
+    assert {(result["_slowjobs"]["worker"].split("/")[0], result["_slowjobs"]["attempt"]) for result in drained} == {
+        ("worker1", 1)
+    }
     container("worker1").check_output("systemctl start slowjobs-worker@digest")
 
 
@@ -281,7 +283,7 @@ def test_another_handler_restarts_one_host_after_another_and_no_request_twice(ru
     moments = [int(moment) for host in ADDRESSES for moment in shown(host, "digest", left, back)]
     assert moments == sorted(moments)
     found = await_results(run, len(sent))
+    # Each run that ends gives a result.
     assert ids(found) == Counter(sent)
-    assert {result["_slowjobs"]["attempt"] for result in found} == {1}
     # Both the old and the new handler had their part.
     assert {len(result["digest"]) > 50 for result in found} == {False, True}
