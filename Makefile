@@ -4,7 +4,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/slowjobs
-SCENARIO ?= nsqd site
+SCENARIO ?= nsqd site worker
 # Named, or molecule would look for it at the top of a git repository.
 MOLECULE := molecule --base-config $(CURDIR)/.config/molecule/config.yml
 PLAYBOOKS := site.yml $(wildcard playbooks/*.yml)

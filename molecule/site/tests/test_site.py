@@ -25,13 +25,17 @@ ADDRESSES = {
     for name, last in {"data1": 11, "control1": 12, "svc506": 13, "svc507": 14, "worker1": 15, "worker2": 16}.items()
 }
 WORKERS = ("worker1", "worker2")
+POOLS = ("fixity", "digest")
 WORKER_UNIT = "slowjobs-worker@fixity"
 SERVICES = {
     "slowjobs-bridge": ("control1", "bridge.toml"),
     "slowjobs-persister@requests": ("control1", "persister-requests.toml"),
     "slowjobs-persister@results": ("control1", "persister-results.toml"),
 }
-UNITS = (*((host, unit) for unit, (host, _) in SERVICES.items()), *((host, WORKER_UNIT) for host in WORKERS))
+UNITS = (
+    *((host, unit) for unit, (host, _) in SERVICES.items()),
+    *((host, f"slowjobs-worker@{pool}") for host in WORKERS for pool in POOLS),
+)
 
 #: tells which of the addresses in its arguments take a connection within two seconds.
 PROBE = """
@@ -89,8 +93,8 @@ def status(control: Host) -> dict[str, Any]:
     return document
 
 
-def enqueue(requests: list[dict[str, object]]) -> None:
-    pipe("control1", ["slowjobs", "enqueue", "fixity-check", "-"], "".join(json.dumps(one) + "\n" for one in requests))
+def enqueue(requests: list[dict[str, object]], lane: str = "fixity-check") -> None:
+    pipe("control1", ["slowjobs", "enqueue", lane, "-"], "".join(json.dumps(one) + "\n" for one in requests))
 
 
 def results(prefix: str) -> dict[str, str]:
@@ -118,7 +122,7 @@ def test_every_service_answers_with_the_configuration_on_its_host(control: Host)
     running = {(service["name"], service["host"]): service["config"] for service in said["services"]}
     running |= {(f"slowjobs-worker@{worker['pool']}", worker["host"]): worker["config"] for worker in said["workers"]}
     files = {(name, host): (host, file) for name, (host, file) in SERVICES.items()}
-    files |= {(WORKER_UNIT, host): (host, "worker-fixity.toml") for host in WORKERS}
+    files |= {(f"slowjobs-worker@{pool}", host): (host, f"worker-{pool}.toml") for host in WORKERS for pool in POOLS}
     assert running == {
         key: container(host).file(f"/etc/slowjobs/{file}").sha256sum for key, (host, file) in files.items()
     }
@@ -143,9 +147,10 @@ def test_real_requests_end_as_rows(control: Host) -> None:
     requests.append({"file_id": f"{run}-changed", "path": "/etc/hostname", "md5": "0" * 32})
     requests.append({"file_id": f"{run}-gone", "path": "/nonexistent/file", "md5": "0" * 32})
     wanted |= {f"{run}-changed": "mismatch", f"{run}-gone": "missing"}
-    enqueue(requests)
+    enqueue(requests[::2])
+    enqueue(requests[1::2], "fixity-priority")
     wait_until(lambda: results(run) == wanted, "a row for each request", 60)
-    wait_until(lambda: status(control)["lanes"][0]["unfinished"] == 0, "nothing unfinished", 30)
+    wait_until(lambda: all(lane["unfinished"] == 0 for lane in status(control)["lanes"]), "nothing unfinished", 30)
 
 
 def test_a_request_that_is_none_ends_as_a_dead_letter_with_its_reason(control: Host) -> None:
@@ -201,7 +206,7 @@ def reachable(source: str, *targets: str) -> set[str]:
 
 ALL_PORTS = (
     "data1:5432", "data1:9092", "data1:9093", "svc506:4150", "svc506:4151",
-    "control1:9301", "control1:9302", "control1:9303", "worker2:9310",
+    "control1:9301", "control1:9302", "control1:9303", "worker2:9310", "worker2:9311",
 )  # fmt: skip
 
 
@@ -252,7 +257,9 @@ def test_systemd_waits_longer_than_a_worker_drains(host: str) -> None:
 def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
     refused = playbook("preflight.yml", {"slowjobs_lanes": {"fixity-check": {"kind": "fixity", "pool": "nope"}}})
     assert refused.returncode != 0
-    assert "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (fixity)" in refused.stdout
+    assert (
+        "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (digest, fixity)" in refused.stdout
+    )
     assert "Nothing was changed" in refused.stdout
 
 
