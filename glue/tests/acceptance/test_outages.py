@@ -88,6 +88,24 @@ def test_work_goes_on_after_nsqd_was_stopped_in_good_order(make_system: MakeSyst
     assert len(system.results()) == len(IDS), "nothing was in flight, so nothing runs twice"
 
 
+def test_a_worker_takes_work_again_within_seconds_of_each_return_of_nsqd(make_system: MakeSystem) -> None:
+    system = make_system(handler=("/bin/sh", "-c", "cat >> runs.log; sleep 0.3; printf '{}'"), slots=4)
+    system.setup()
+    system.send_requests(range(400))
+    system.start(system.bridge, system.worker)
+    wait_until(system.outstanding, 30, "work for the whole test", accept=lambda held: held > 300)
+    for _ in range(3):
+        wait_until(lambda: handlers.runs(system), 10, "work")
+        system.services.nsqd.stop()
+        time.sleep(OUTAGE_SECONDS)
+        before = handlers.runs(system).total()
+        system.services.nsqd.start()
+        wait_until(
+            lambda: handlers.runs(system).total(), 5, "more work", accept=lambda runs, before=before: runs > before
+        )
+    assert system.worker.metric("slowjobs_reconnects_total") == 3
+
+
 def test_work_goes_on_after_nsqd_stood_still(make_system: MakeSystem) -> None:
     """Its connections stay open and nobody answers: only deadlines of our own notice that."""
     system = _flowing(make_system)

@@ -19,13 +19,19 @@ SLOTS = 2 * SLOTS_OF_A_WORKER
 TASKS = 6 * SLOTS
 
 
-def test_slots_are_in_use_while_work_waits(make_system: MakeSystem) -> None:
+@pytest.mark.parametrize("lanes", [{"only": {}}, {"heavy": {"weight": 16}, "light": {}, "empty": {"weight": 100}}])
+def test_slots_are_in_use_while_work_waits(make_system: MakeSystem, lanes: dict[str, dict[str, int]]) -> None:
     system = make_system(
-        handler=("/bin/sh", "-c", "sleep 1; printf '{}'"), slots=SLOTS_OF_A_WORKER, worker_hosts=("worker1", "worker2")
+        handler=("/bin/sh", "-c", "sleep 1; printf '{}'"),
+        slots=SLOTS_OF_A_WORKER,
+        worker_hosts=("worker1", "worker2"),
+        lanes=lanes,
     )
     system.setup()
     system.start(system.bridge, *system.workers.values())
-    system.send_requests(range(TASKS))
+    full = [lane for lane in lanes if lane != "empty"]
+    for lane in full:
+        system.send_requests(range(TASKS // len(full)), lane=lane)
     wait_until(lambda: len(system.results()), 60, "all results", accept=lambda count: count == TASKS)
 
     tasks = sorted((_seconds(result, "started"), _seconds(result, "finished")) for result in system.results())
