@@ -137,7 +137,7 @@ def report(found: dict[str, dict[str, list[float]]], console: rich.console.Conso
 
 def _cell(series: list[float], unit: list[float], digits: int) -> str:
     median = statistics.median(series)
-    ratio = f"x {median / statistics.median(unit):.2f}"
+    ratio = f"x {median / statistics.median(unit):.2g}"
     return f"{median:.{digits}f}  {ratio}\n[dim]({min(series):.{digits}f}-{max(series):.{digits}f})[/dim]"
 
 
