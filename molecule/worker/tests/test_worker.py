@@ -82,6 +82,8 @@ def play(variables: dict[str, Any], *arguments: str) -> subprocess.Popen[str]:
         str(Path(sys.executable).parent / "ansible-playbook"),
         f"--inventory={INVENTORY}",
         f"--extra-vars={json.dumps(variables)}",
+        # Without the firewall, which is as it was.
+        "--tags=worker_configure",
         *arguments,
         str(ROOT / "playbooks" / "worker.yml"),
     ]
