@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -80,6 +81,10 @@ def test_a_parked_request_needs_no_slot_and_no_new_delivery(make_system: MakeSys
     channel = system.channel()
     assert (channel["in_flight_count"], channel["timeout_count"], channel["requeue_count"]) == (1, 0, 0)
     assert handlers.runs(system)["limited"] > 3
+    # The persisters do not run, hence the exit status.
+    [worker] = json.loads(system.run("status", "--json", expect=1).stdout)["workers"]
+    assert (worker["running"], worker["parked"]) == (0, 1)
+    assert "takes from svc506, 1 parked" in system.run("status", expect=1).stdout
 
     _free(system)
     _wait_until_empty(system)
