@@ -28,6 +28,8 @@ _FETCHED_BYTES = 8 * 1024 * 1024
 #: seconds between two readings of nsqd's figures: while requests wait for room, and while none does.
 _READING_SECONDS = 0.1
 _IDLE_READING_SECONDS = 1.0
+#: how often nsqd is asked whether an earlier bridge is gone, once a second.
+_PREDECESSOR_TRIES = 15
 #: seconds in which nsqd has surely stored the rest of a batch: with sync-every=1 a whole one takes 0.3 s.
 _STORING_SECONDS = 2.0
 #: seconds that a poll of Kafka waits.
@@ -172,6 +174,7 @@ class Bridge(service.Service):
     async def _read_figures(self, session: aiohttp.ClientSession) -> None:
         apis = [nsq.Api(session, self._config.nsqd.hosts[host].http_address) for host in self._config.nsqd.serving]
         lanes = self._lanes.values()
+        await asyncio.gather(*map(_outlast_predecessor, apis))
         away = retry.OnceAMinute()
         while True:
             marks = [lane.cap.begin_reading() for lane in lanes]
@@ -251,3 +254,18 @@ class Bridge(service.Service):
                 _DEAD.labels(lane.name, error.reason).inc()
                 log.warning("bridge.dead_letter", lane=lane.name, position=str(position), reason=error.reason)
         return bodies
+
+
+async def _outlast_predecessor(api: nsq.Api) -> None:
+    """Return when nsqd has stored all that an earlier bridge sent: what it still has to store is in no figures.
+
+    A host that has lost its power keeps its connection for minutes, and sends nothing more: it is not waited for.
+    """
+    for _ in range(_PREDECESSOR_TRIES):
+        async for attempt in retry.while_away("nsqd", *nsq.ERRORS):
+            with attempt:
+                publishers = await api.publishers()
+        if GROUP not in publishers:
+            return
+        await asyncio.sleep(_IDLE_READING_SECONDS)
+    log.warning("bridge.predecessor", connected_after_seconds=_PREDECESSOR_TRIES * _IDLE_READING_SECONDS)

@@ -277,11 +277,20 @@ class Consumer:
         """Fetch nothing of just these topics until told otherwise; the group membership goes on."""
         for change, call in (
             (topics - self._held_back, self._consumer.pause),
-            (self._held_back - topics, self._consumer.resume),
+            (self._held_back - topics, self._resume),
         ):
             if change:
                 call([partition for partition in self._consumer.assignment() if partition.topic in change])
         self._held_back = set(topics)
+
+    def _resume(self, partitions: list[confluent_kafka.TopicPartition]) -> None:
+        self._consumer.resume(partitions)
+        # With all partitions paused librdkafka's thread sleeps for up to a second, and resuming does not wake it.
+        # Seeking does; pausing had thrown away what was fetched beyond this position anyway.
+        with contextlib.suppress(confluent_kafka.KafkaException):  # one that goes just now
+            for position in self._consumer.position(partitions):
+                if position.offset >= 0:
+                    self._consumer.seek(position)
 
     def commit(self, offsets: Mapping[tuple[str, int], int]) -> None:
         """Commit ``(topic, partition) -> next offset``, beside the work; what Kafka does not take is tried again.

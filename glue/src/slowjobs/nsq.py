@@ -349,6 +349,14 @@ class Api:
         query = {"format": "json", "include_clients": "false", "include_mem": "false"}
         return _read_stats(await self._call("GET", "/stats", query), self._url)
 
+    async def publishers(self) -> set[str]:
+        """Return the client ids of all that publish; a killed one is there until nsqd has stored what it sent."""
+        body = await self._call("GET", "/stats", {"format": "json", "include_clients": "true", "include_mem": "false"})
+        try:
+            return {client["client_id"] for client in json.loads(body)["producers"] or ()}
+        except (ValueError, KeyError, TypeError):
+            raise ProtocolError(f"{self._url} does not answer /stats as nsqd does, but with {body[:80]!r}") from None
+
     async def create_topic(self, topic: str) -> None:
         """Make a topic; one that is there stays as it is."""
         await self._call("POST", "/topic/create", {"topic": topic})

@@ -93,6 +93,10 @@ class Source:
             self._ready = wanted
             self.subscription.ready(wanted)
 
+    def coming(self, now: float) -> int:
+        """Return how many messages may be on their way: that cannot be called back."""
+        return self.asked if self.in_question_until > now else 0
+
     @property
     def in_question_until(self) -> float:
         """Until when a message may be on its way; the event loop's time, minus infinity if none is asked for."""
@@ -200,41 +204,41 @@ class Slots:
 
     def _ask(self, now: float) -> None:
         """Ask the lanes whose turn it is for as much as free slots can start, and listen to those that were silent."""
-        waiting = {lane: len(turns) for lane, turns in self._turns.items()}
+        waiting = Counter({lane: len(turns) for lane, turns in self._turns.items()})
         room = self.count - self.running - self._parked
-        wanted = self._wanted(waiting, room)
-        has_room = room > sum(waiting.values())
+        more = self._more(waiting, room, now)
+        has_room = room > waiting.total()
         for lane, sources in self._sources.items():
-            # What is asked already first, then the host that was not asked for longest.
-            talking = sorted((s for s in sources if not s.silent), key=lambda s: (not s.asked, s.asked_since))
+            # The host that was not asked for longest first.
+            talking = sorted((source for source in sources if not source.silent), key=lambda source: source.asked_since)
             for number, source in enumerate(talking):
-                share = (wanted[lane] + len(talking) - 1 - number) // len(talking)
-                # What may be on its way cannot be called back.
-                source.ask(max(share, source.asked if source.in_question_until > now else 0))
+                share = (more[lane] + len(talking) - 1 - number) // len(talking)
+                source.ask(source.coming(now) + share)
             for source in sources:
-                if source.silent and (has_room or source.in_question_until <= now):
+                if source.silent and (has_room or not source.coming(now)):
                     source.ask(1 if has_room else 0)
 
-    def _wanted(self, waiting: Mapping[str, int], room: int) -> Counter[str]:
-        """Return ``lane -> messages`` to ask for: the next turns, less what waits here already."""
-        talking = {lane: any(not source.silent for source in sources) for lane, sources in self._sources.items()}
+    def _more(self, waiting: Counter[str], room: int, now: float) -> Counter[str]:
+        """Return ``lane -> messages`` to ask for: the next turns, less what waits here or is on its way already."""
+        talking = {lane: [s for s in sources if not s.silent] for lane, sources in self._sources.items()}
         claims = {lane: math.inf if talking[lane] else waiting[lane] for lane in self._sources}
-        left, budget = dict(waiting), room - sum(waiting.values())
-        wanted: Counter[str] = Counter()
+        left = waiting + Counter({lane: sum(s.coming(now) for s in sources) for lane, sources in talking.items()})
+        budget = room - left.total()
+        more: Counter[str] = Counter()
         for lane in self._fair.turns(claims, room):
-            if left[lane]:
+            if left[lane] > 0:
                 left[lane] -= 1
             elif budget > 0:
-                wanted[lane] += 1
+                more[lane] += 1
                 budget -= 1
-        return wanted
+        return more
 
     def _start(self, now: float) -> None:
         """Give free slots to turns in the lanes' order, keeping those of messages that may be on their way."""
         if not any(turn.ready for turns in self._turns.values() for turn in turns):
             return
         claims = {
-            lane: len(turns) + sum(s.asked for s in self._sources[lane] if s.in_question_until > now)
+            lane: len(turns) + sum(source.coming(now) for source in self._sources[lane])
             for lane, turns in self._turns.items()
         }
         seen: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.sampler import SAMPLES_A_SECOND, Sampler
+from support.sampler import Sampler
 from support.system import request
 from support.waiting import wait_until
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 CAP = 1000
+ENOUGH_SAMPLES = 200
 
 
 def test_outstanding_stays_at_or_below_the_cap_with_20000_requests_waiting(make_system: MakeSystem) -> None:
@@ -37,7 +38,7 @@ def test_outstanding_stays_at_or_below_the_cap_with_20000_requests_waiting(make_
         assert system.channel()["deferred_count"] > 0
 
     assert max(sampler.samples) <= CAP
-    assert len(sampler.samples) >= 0.7 * SAMPLES_A_SECOND * sampler.seconds
+    assert len(sampler.samples) >= ENOUGH_SAMPLES
 
 
 def test_a_full_lane_does_not_hold_back_another(make_system: MakeSystem) -> None:
