@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import prometheus_client
 import structlog
 
-from slowjobs import documents, kafka, kinds, outcomes, retry, tasks
+from slowjobs import documents, kafka, kinds, outcomes, retry, settings, tasks
 
 if TYPE_CHECKING:
-    from slowjobs import events, settings
+    from slowjobs import events
 
 log = structlog.get_logger()
 
@@ -43,12 +44,11 @@ class Answers:
         """Go on with another configuration."""
         self._pool = pool
 
-    async def give(self, task: tasks.Task, outcome: outcomes.Outcome) -> bool:
+    async def give(self, task: tasks.Task, outcome: outcomes.Final) -> bool:
         """Answer a request that was tried, FIN or REQ at last; return whether it is done."""
-        outcome = judge(outcome, self._pool)
         if isinstance(outcome, outcomes.Result):
             outcome = await self._deliver(task, outcome)
-        if isinstance(outcome, outcomes.Retry | outcomes.Busy | outcomes.Failed):
+        if isinstance(outcome, outcomes.Retry | outcomes.Failed):
             if task.message.attempts < self._pool.max_attempts:
                 await self._retry(task, outcome)
                 return False
@@ -63,23 +63,34 @@ class Answers:
         self._count(task, outcome)
         return True
 
-    async def give_back(self, task: tasks.Task, delay_milliseconds: int, reason: str) -> None:
-        """Put a request back to NSQ, or let go of one whose connection is lost."""
-        if task.source.subscription.closed:
-            await self._events.abandoned(task, reason)
-        else:
-            await self._events.requeued(task, delay_milliseconds / 1000, reason)
-        task.reach(tasks.Stage.ANSWERED)
-        task.source.requeue(task.message, delay_milliseconds)
+    async def give_back(
+        self, task: tasks.Task, delay_seconds: float, reason: str, *, patience_seconds: float | None = None
+    ) -> None:
+        """Put a request back to NSQ, or let go of one whose connection is lost.
 
-    async def _retry(self, task: tasks.Task, outcome: outcomes.Retry | outcomes.Busy | outcomes.Failed) -> None:
-        wanted = outcome.delay if isinstance(outcome, outcomes.Retry) else None
-        delay = retry.delay_milliseconds(self._pool.retry, task.message.attempts, wanted)
-        log.warning("worker.retry", **task.about(), delay_seconds=delay / 1000, reason=outcome.reason)
+        ``patience_seconds``: how long Kafka gets to take the event; None for as long as it takes.
+        """
+        if task.source.subscription.closed:
+            telling = asyncio.ensure_future(self._events.abandoned(task, reason))
+        else:
+            telling = asyncio.ensure_future(self._events.requeued(task, delay_seconds, reason))
+        await asyncio.wait([telling], timeout=patience_seconds)
+        telling.cancel()
+        task.reach(tasks.Stage.ANSWERED)
+        task.source.requeue(task.message, int(delay_seconds * 1000))
+
+    async def _retry(self, task: tasks.Task, outcome: outcomes.Retry | outcomes.Failed) -> None:
+        delay = self._delay_seconds(task, outcome)
+        log.warning("worker.retry", **task.about(), delay_seconds=round(delay, 3), reason=outcome.reason)
         await self.give_back(task, delay, outcome.reason)
         self._count(task, outcome)
 
-    async def _deliver(self, task: tasks.Task, result: outcomes.Result) -> outcomes.Outcome:
+    def _delay_seconds(self, task: tasks.Task, outcome: outcomes.Retry | outcomes.Failed) -> float:
+        if isinstance(outcome, outcomes.Failed) or outcome.delay is None:
+            return retry.delay_seconds(self._pool.retry, task.message.attempts)
+        return min(retry.at_least(outcome.delay), settings.MAX_DELAY_SECONDS)
+
+    async def _deliver(self, task: tasks.Task, result: outcomes.Result) -> outcomes.Final:
         """Return ``result`` once Kafka has it, or what becomes of one that Kafka does not take."""
         request, position = task.assignment.request, task.assignment.position
         document = documents.write_result(
@@ -120,5 +131,5 @@ class Answers:
         )
         await self._producer.send_dead_letter(letter)
 
-    def _count(self, task: tasks.Task, outcome: outcomes.Outcome) -> None:
+    def _count(self, task: tasks.Task, outcome: outcomes.Final) -> None:
         _FINISHED.labels(task.lane, type(outcome).__name__.lower()).inc()

@@ -78,9 +78,13 @@ class Feed:
 
     async def _feed(self) -> None:
         while not self._leaving.is_set():
-            self.source = source = slots.Source(self.lane, await self._open())
-            self._consumer.connected(source)
+            subscription = await self._open()
+            if self._leaving.is_set():
+                subscription.close()
+                return
+            self.source = source = slots.Source(self.lane, subscription)
             try:
+                self._consumer.connected(source)
                 while message := await source.subscription.receive():
                     self._consumer.accept(source, message)
             except nsq.ERRORS as error:

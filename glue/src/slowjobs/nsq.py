@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import struct
 import time
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 #: seconds between nsqd's heartbeats on a consumer's connection; nsqd's own floor is 1.
 HEARTBEAT_SECONDS = 10.0
+_LONGEST_ROUND_TRIP_SECONDS = 0.1
 #: seconds that an event loop which was held up gets to read what has come.
 _READ_FIRST_SECONDS = 0.5
 #: messages of one MPUB; with sync-every=1 each costs nsqd an fsync, and 100 of them 0.3 s.
@@ -65,8 +67,8 @@ class _Stream:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        #: how long the way to nsqd and back takes; as long as connecting took.
-        self.round_trip_seconds = 0.0
+        #: the least time in which nsqd has answered a question.
+        self.round_trip_seconds = math.inf
         #: when a frame came last; the event loop's time.
         self._heard = 0.0
 
@@ -77,9 +79,7 @@ class _Stream:
         """Connect, identify and, where ``tls`` is given, encrypt; return the stream and what nsqd negotiated."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                begun = time.monotonic()
                 stream = cls(*await asyncio.open_connection(address.host, address.port))
-                stream.round_trip_seconds = time.monotonic() - begun
                 try:
                     negotiated = await stream._identify({**identity, "tls_v1": tls is not None})
                     if tls:
@@ -107,8 +107,7 @@ class _Stream:
 
     async def _identify(self, identity: dict[str, Any]) -> dict[str, Any]:
         self.send(protocol.MAGIC_V2)
-        self.send(protocol.identify({"feature_negotiation": True, **identity}))
-        answer = await self.answer()
+        answer = await self.ask(protocol.identify({"feature_negotiation": True, **identity}))
         try:
             negotiated: dict[str, Any] = json.loads(answer)
             _ = negotiated["msg_timeout"]
@@ -149,6 +148,14 @@ class _Stream:
             await asyncio.sleep(_READ_FIRST_SECONDS)
             if self._heard + 2 * HEARTBEAT_SECONDS < loop.time():
                 return
+
+    async def ask(self, command: bytes) -> bytes:
+        """Send a command and return its response."""
+        begun = time.monotonic()
+        self.send(command)
+        answer = await self.answer()
+        self.round_trip_seconds = min(self.round_trip_seconds, time.monotonic() - begun)
+        return answer
 
     async def answer(self) -> bytes:
         """Return the next response. Raises ProtocolError for an error frame."""
@@ -213,8 +220,8 @@ class Subscription:
         self.host = host
         #: seconds; a message that is not touched for so long goes to another worker.
         self.msg_timeout_seconds = msg_timeout_seconds
-        #: how long the way to nsqd and back takes, about.
-        self.round_trip_seconds = stream.round_trip_seconds
+        #: how long the way to nsqd and back takes, about; a busy moment is not taken for a long way.
+        self.round_trip_seconds = min(stream.round_trip_seconds, _LONGEST_ROUND_TRIP_SECONDS)
         self.closed = False
         self._watch = asyncio.create_task(self._close_when_silent())
 
@@ -242,8 +249,7 @@ class Subscription:
         )
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                stream.send(protocol.subscribe(topic, channel))
-                await stream.answer()
+                await stream.ask(protocol.subscribe(topic, channel))
         except BaseException:
             stream.close()
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 class Retry(Exception):  # noqa: N818 - a word of the handler's, not an error of ours
     """Try again later, as often as the pool's ``max_attempts`` allows.
 
-    ``delay``: seconds, at least; drawn by the pool's ``retry`` if absent.
+    ``delay``: seconds, 890 at most, because nsqd keeps what waits in memory; drawn by the pool's ``retry`` if absent.
     """
 
     def __init__(self, delay: float | None = None, reason: str = "") -> None:
@@ -20,7 +20,10 @@ class Retry(Exception):  # noqa: N818 - a word of the handler's, not an error of
 
 
 class Busy(Exception):  # noqa: N818
-    """What the handler needs is full: wait in this worker, without a slot, and try again after ``delay`` seconds."""
+    """What the handler needs is full: wait in this worker, without a slot, and try again after ``delay`` seconds.
+
+    After the pool's ``park_limit_seconds`` it goes back to NSQ, which counts as a try.
+    """
 
     def __init__(self, delay: float | None = None, reason: str = "") -> None:
         super().__init__(reason)
@@ -56,4 +59,6 @@ class Skipped:
     """The handler does not want the request: it is done, without a result."""
 
 
-Outcome = Result | Skipped | Retry | Busy | Reject | Failed
+#: what ends a try for its worker.
+Final = Result | Skipped | Retry | Reject | Failed
+Outcome = Final | Busy

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-#: seconds; nsqd's --max-req-timeout is 15 min, and it shortens longer delays silently.
-MAX_DELAY_SECONDS = 890.0
 #: seconds before a server that is away is asked again, at first and at most.
 FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 5.0
@@ -24,15 +22,15 @@ _LONGEST_WAIT_SECONDS = 5.0
 _LOG_EVERY_SECONDS = 60.0
 
 
-def delay_milliseconds(retry: settings.Retry, attempt: int, wanted_seconds: float | None = None) -> int:
-    """Draw the delay before the next try: full jitter, ``uniform(0, min(cap, base * 2**attempt))``.
+def delay_seconds(retry: settings.Retry, attempt: int) -> float:
+    """Draw the delay before the next try: full jitter, ``uniform(0, min(cap, base * 2**attempt))``."""
+    longest = min(retry.cap_seconds, retry.base_seconds * 2 ** min(attempt, 32))
+    return random.uniform(0, longest)  # noqa: S311 - jitter, no secret
 
-    ``wanted_seconds``, a handler's own wish, is kept, and at most a tenth longer.
-    """
-    if wanted_seconds is not None:
-        return int(min(max(0, wanted_seconds) * random.uniform(1, 1.1), MAX_DELAY_SECONDS) * 1000)  # noqa: S311
-    longest = min(retry.cap_seconds, retry.base_seconds * 2 ** min(attempt, 32), MAX_DELAY_SECONDS)
-    return int(random.uniform(0, longest) * 1000)  # noqa: S311 - jitter, no secret
+
+def at_least(seconds: float) -> float:
+    """Return ``seconds`` and up to a tenth more, so that what was told to wait does not come back all at once."""
+    return seconds * random.uniform(1, 1.1)  # noqa: S311 - jitter, no secret
 
 
 class OnceAMinute:

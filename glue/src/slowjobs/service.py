@@ -66,10 +66,14 @@ async def run(
     about = {"v": documents.VERSION, "service": name, "host": host, "config": config, "started": documents.now()}
     systemd = sdnotify.SystemdNotifier()
     loop = asyncio.get_running_loop()
+    preparing = asyncio.create_task(service.prepare())
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, service, systemd)
+        loop.add_signal_handler(number, _stop, service, systemd, preparing)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
-    await service.prepare()
+    await asyncio.wait([preparing])
+    if preparing.cancelled():
+        return
+    preparing.result()
     async with _state_port(service, about, address), _watchdog(systemd):
         systemd.notify("READY=1")
         log.info("service.started", service=name, state_address=str(address), config=config[:12])
@@ -77,9 +81,10 @@ async def run(
     log.info("service.stopped", service=name)
 
 
-def _stop(service: Service, systemd: sdnotify.SystemdNotifier) -> None:
+def _stop(service: Service, systemd: sdnotify.SystemdNotifier, preparing: asyncio.Task[None]) -> None:
     log.info("service.stopping")
     systemd.notify("STOPPING=1")
+    preparing.cancel()
     service.stop()
 
 

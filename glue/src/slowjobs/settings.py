@@ -30,6 +30,8 @@ MAX_OUTSTANDING_LIMIT = 1250
 #: seconds between a task's time limit and the end of a drain, by default.
 DRAIN_MARGIN_SECONDS = 30
 
+#: seconds; nsqd's --max-req-timeout is 15 min, and it shortens longer delays silently.
+MAX_DELAY_SECONDS = 890
 #: a worker asks for twice its slots at most, and nsqd closes a connection that asks for more than 2500.
 MAX_SLOTS = 1250
 #: bytes; nsqd's --max-msg-size by default.
@@ -186,8 +188,8 @@ class Handler(_Section):
 class Retry(_Section):
     """Seconds: a retry's delay is drawn from 0 to min(``cap``, ``base`` * 2**attempt)."""
 
-    base_seconds: Seconds = 5
-    cap_seconds: Seconds = 600
+    base_seconds: Annotated[float, Field(gt=0, le=MAX_DELAY_SECONDS)] = 5
+    cap_seconds: Annotated[float, Field(gt=0, le=MAX_DELAY_SECONDS)] = 600
 
 
 class Recycle(_Section):
@@ -403,8 +405,14 @@ def _mistakes(error: pydantic.ValidationError) -> list[str]:
 
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a configuration file, in hex: what a state port names as the configuration in force."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a configuration file, in hex: what a state port names as the configuration in force.
+
+    Raises ConfigurationError.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def credentials() -> Credentials:

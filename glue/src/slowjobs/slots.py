@@ -52,7 +52,7 @@ class Source:
 
     def ask(self, count: int) -> None:
         """Let ``count`` more messages come."""
-        if count and not self.asked:
+        if count > self.asked:
             self.asked_since = asyncio.get_running_loop().time()
         self.asked = count
         self._tell()
@@ -67,19 +67,16 @@ class Source:
 
     def finish(self, message: nsq.Message) -> None:
         """Tell nsqd that the message is done."""
-        self._answered()
+        self.forget()
         self.subscription.finish(message)
 
     def requeue(self, message: nsq.Message, milliseconds: int) -> None:
         """Put the message back, to be delivered again after ``milliseconds``."""
-        self._answered()
+        self.forget()
         self.subscription.requeue(message, milliseconds)
 
-    def timed_out(self) -> None:
-        """Count a message out that nsqd has given to somebody else, or to us again."""
-        self._answered()
-
-    def _answered(self) -> None:
+    def forget(self) -> None:
+        """Count a message out: it is answered now, or nsqd has given it to somebody."""
         # RDY before the answer: nsqd would send another message in its place.
         self.in_flight -= 1
         self._tell()
@@ -133,7 +130,7 @@ class Slots:
         self._timer: asyncio.TimerHandle | None = None
 
     def configure(self, count: int, weights: Mapping[str, int]) -> None:
-        """Go on with other slots, lanes or weights. A lane that goes has no turns and no sources left."""
+        """Go on with other slots, lanes or weights. What still waits of a lane that goes is not granted any more."""
         self.count = count
         self._fair.configure(weights)
         self._sources = {lane: self._sources.get(lane, []) for lane in weights}

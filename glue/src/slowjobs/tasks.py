@@ -50,8 +50,9 @@ class Task:
     work: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def reach(self, stage: Stage) -> None:
-        """Come to a stage."""
-        self.stage, self.since = stage, documents.now()
+        """Come to a stage; what goes back to NSQ comes to no other before it is there."""
+        if self.stage is not Stage.RETURNING or stage is Stage.ANSWERED:
+            self.stage, self.since = stage, documents.now()
 
     def about(self) -> dict[str, Any]:
         """Return what ``/state`` and the log say of it."""

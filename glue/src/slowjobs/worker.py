@@ -56,9 +56,11 @@ _LAST_WORD_SECONDS = 5.0
 #: seconds; a ``started`` event that is older is sent again when the handler begins: a run's time counts from it.
 _ANNOUNCED_SECONDS = 1.0
 #: requests that are done and whose FIN may have been lost with the connection: it is sent again if they come again.
-_REMEMBERED_ANSWERS = 1000
+_REMEMBERED_ANSWERS = 10_000
+#: deliveries beyond ``max_attempts`` that may have ended without a try: by a drain, a pause, a lost connection.
+_UNTRIED_DELIVERIES = 5
 #: what ``/state`` tells one by one.
-_SHOWN = (Stage.RUNNING, Stage.HELD, Stage.PARKED)
+_SHOWN = (Stage.RUNNING, Stage.HELD, Stage.PARKED, Stage.ANSWERING, Stage.RETURNING)
 
 
 class Worker(service.Service):
@@ -112,8 +114,9 @@ class Worker(service.Service):
 
     def reload(self) -> None:
         """Take the configuration file as it is now, unless it is wrong or needs a restart: then go on as before."""
-        fingerprint = settings.fingerprint(self._path)
+        fingerprint = ""
         try:
+            fingerprint = settings.fingerprint(self._path)
             new = settings.load(self._path, settings.WorkerSettings)
             reasons = self._config.restart_needed_for(new)
         except settings.ConfigurationError as error:
@@ -213,11 +216,9 @@ class Worker(service.Service):
 
     def disconnected(self, source: slots.Source) -> None:
         """Drop what a lost connection brought and has not begun: nsqd gives it to somebody else."""
-        self._slots.disconnected(source)
-        for task in [task for task in self._waiting() if task.source is source]:
+        for task in self._drop(source):
             # Forgotten at once: if it comes here again, it is another delivery.
             del self._tasks[_delivery(task.source, task.message)]
-            self._return(task)
 
     def accept(self, source: slots.Source, message: nsq.Message) -> None:
         """Take a message: a new task, or the same again for one that still runs."""
@@ -230,38 +231,42 @@ class Worker(service.Service):
         known = self._tasks.get(delivery)
         if known:
             # Delivered again while it still runs here: the same run answers, on the new connection.
-            known.source.timed_out()
+            known.source.forget()
             known.source, known.message = source, message
             log.info("worker.attached", **known.about())
             return
         if source.leaving:
             source.requeue(message, 0)  # it was on its way when that was decided
             return
-        task, refusal = self._read(source, message)
+        try:
+            task, refusal = self._read(source, message)
+        except documents.UnknownVersionError as error:
+            log.warning("worker.unknown_version", nsqd=delivery[0], lane=source.lane, error=str(error))
+            source.requeue(message, settings.MAX_DELAY_SECONDS * 1000)  # nobody here can say what it is: it stays
+            return
         self._tasks[delivery] = task
         # At once: what has come must not be asked for again.
         turn = self._slots.claim(source.lane)
         task.work = self._group.create_task(self._work(task, turn, refusal))
 
-    def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Outcome | None]:
-        """Return the task, and its outcome if there is nothing to be tried."""
+    def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Reject | None]:
+        """Return the task, and why it is not to be tried. Raises documents.UnknownVersionError."""
         kind = self._config.lanes[source.lane].kind
-        refusal: outcomes.Outcome | None = None
+        refusal = None
         try:
             assignment = documents.read_assignment(message.body, self._config.kinds[kind].key)
-            if message.attempts > self._config.pool.max_attempts:
-                refusal = outcomes.Reject("its worker went away each time before it answered", "attempts-exhausted")
+            if message.attempts > self._config.pool.max_attempts + _UNTRIED_DELIVERIES:
+                refusal = outcomes.Reject(
+                    f"no worker has answered {message.attempts - 1} deliveries", "attempts-exhausted"
+                )
         except kinds.RejectedError as error:
             assignment = documents.Assignment(kinds.Request(message.body, {}, ""), None)
             refusal = outcomes.Reject(error.error, error.reason)
-        except documents.UnknownVersionError as error:
-            assignment = documents.Assignment(kinds.Request(message.body, {}, ""), None)
-            refusal = outcomes.Failed(str(error))
         return Task(source.lane, kind, assignment, source, message), refusal
 
     # Working
 
-    async def _work(self, task: Task, turn: slots.Turn, refusal: outcomes.Outcome | None) -> None:
+    async def _work(self, task: Task, turn: slots.Turn, refusal: outcomes.Reject | None) -> None:
         try:
             if refusal:
                 self._slots.release(turn)
@@ -271,34 +276,34 @@ class Worker(service.Service):
             if await self._answers.give(task, outcome):
                 self._remember(task)
         except asyncio.CancelledError:
-            await self._hand_back(task, 0, "stopped before its end")
+            await self._return(task, 0, "stopped before its end")
         except Exception as error:
             log.exception("worker.failed", **task.about())
-            delay = retry.delay_milliseconds(self._config.pool.retry, task.message.attempts)
-            await self._hand_back(task, delay, repr(error))
+            delay = retry.delay_seconds(self._config.pool.retry, task.message.attempts)
+            await self._return(task, delay, repr(error))
         finally:
             self._forget(task)
 
-    async def _try(self, task: Task, turn: slots.Turn) -> outcomes.Outcome:
+    async def _try(self, task: Task, turn: slots.Turn) -> outcomes.Final:
         """Run the handler, and again after each time that what it needs was full."""
         loop = asyncio.get_running_loop()
         while True:
-            outcome = await self._in_a_slot(task, turn)
+            pool = self._config.pool
+            outcome = answers.judge(await self._in_a_slot(task, turn), pool)
             if not isinstance(outcome, outcomes.Busy):
                 return outcome
-            pool = self._config.pool
-            wanted = pool.retry.base_seconds if outcome.delay is None else outcome.delay
-            delay = retry.delay_milliseconds(pool.retry, 0, wanted) / 1000
             task.parked_at = task.parked_at or loop.time()
-            if loop.time() + delay > task.parked_at + pool.park_limit_seconds:
-                return outcomes.Retry(reason=f"busy for {pool.park_limit_seconds:g} s: {outcome.reason}")
-            await self._park(task, delay)
+            parked = loop.time() - task.parked_at
+            if parked >= pool.park_limit_seconds:
+                return outcomes.Retry(outcome.delay, f"busy for {parked:.0f} s: {outcome.reason}")
+            delay = retry.at_least(pool.retry.base_seconds if outcome.delay is None else outcome.delay)
+            await self._park(task, min(delay, pool.park_limit_seconds - parked))
             turn = self._slots.claim(task.lane)
 
     async def _park(self, task: Task, seconds: float) -> None:
         task.reach(Stage.PARKED)
         if task.source.leaving or task.source.subscription.closed:
-            self._return(task)  # nothing of this connection may wait here any more
+            self._end(task)  # nothing of this connection may wait here any more
         self._slots.park(1)
         try:
             await asyncio.sleep(seconds)
@@ -314,6 +319,8 @@ class Worker(service.Service):
             await turn.granted
             if not self._is_announced(task):
                 await self._announce(task)
+            if task.stage is Stage.RETURNING:
+                await asyncio.Event().wait()  # never: its cancellation is on the way
             task.reach(Stage.RUNNING)
             task.started = task.since
             _STARTED.labels(task.lane).inc()
@@ -343,7 +350,9 @@ class Worker(service.Service):
     async def _touch(self) -> None:
         """Touch all that is here three times in each msg-timeout, also while draining."""
         while True:
-            timeouts = [task.source.subscription.msg_timeout_seconds for task in self._tasks.values()]
+            # Of all that may bring something meanwhile, and of what is here from connections that left.
+            sources = [feed.source for feed in self._feeds.values()] + [task.source for task in self._tasks.values()]
+            timeouts = [source.subscription.msg_timeout_seconds for source in sources if source]
             await asyncio.sleep(min(timeouts, default=1.0) / 3)
             for task in self._tasks.values():
                 if task.stage < Stage.ANSWERED:
@@ -352,49 +361,49 @@ class Worker(service.Service):
 
     # Giving back, and leaving
 
-    def _return(self, task: Task) -> None:
-        """End a task's try, if there is one, and give the request back."""
+    def _end(self, task: Task) -> None:
+        """End a task's try, if there is one; its work then gives the request back."""
         if task.stage < Stage.RETURNING and task.work:
             task.reach(Stage.RETURNING)
             # After its first step: what is cancelled before that never runs, and could not give anything back.
             asyncio.get_running_loop().call_soon(task.work.cancel)
 
+    async def _return(self, task: Task, delay_seconds: float, reason: str) -> None:
+        task.reach(Stage.RETURNING)
+        await self._answers.give_back(task, delay_seconds, reason, patience_seconds=_LAST_WORD_SECONDS)
+
     async def _give_back(self, given: Iterable[Task]) -> int:
         tasks = list(given)
         for task in tasks:
-            self._return(task)
+            self._end(task)
         await asyncio.gather(*(task.work for task in tasks if task.work), return_exceptions=True)
         return len(tasks)
 
-    async def _hand_back(self, task: Task, delay_milliseconds: int, reason: str) -> None:
-        try:
-            async with asyncio.timeout(_LAST_WORD_SECONDS):
-                await self._answers.give_back(task, delay_milliseconds, reason)
-        except TimeoutError:
-            task.source.requeue(task.message, delay_milliseconds)
+    def _drop(self, source: slots.Source) -> list[Task]:
+        """Take no more from a connection, and give back what waits of it; return that."""
+        self._slots.disconnected(source)
+        waiting = [task for task in self._waiting() if task.source is source]
+        for task in waiting:
+            self._end(task)
+        return waiting
 
     def _leave(self, feed: feeds.Feed) -> None:
-        """Take no more from a lane and host; what waits goes back, what runs is answered there."""
-        if source := feed.source:
-            self._slots.disconnected(source)
-            for task in self._waiting():
-                if task.source is source:
-                    self._return(task)
+        """Take no more from a lane and host; what runs is answered there."""
+        if feed.source:
+            self._drop(feed.source)
         feed.leave()
 
     async def _drain(self) -> None:
         self._serving = False
         for feed in self._feeds.values():
             self._leave(feed)
-        for task in self._waiting():
-            self._return(task)
         at_once = asyncio.create_task(self._at_once.wait())
         deadline = time.monotonic() + self._config.pool.drain_seconds
         while self._tasks and not at_once.done() and (left := deadline - time.monotonic()) > 0:
             working = [task.work for task in self._tasks.values() if task.work]
             await asyncio.wait([*working, at_once], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         at_once.cancel()
-        if unfinished := await self._give_back(list(self._tasks.values())):
+        if unfinished := await self._give_back(self._tasks.values()):
             log.warning("worker.gave_back", requests=unfinished)
         if self._feeding:
             _, late = await asyncio.wait(self._feeding, timeout=_LEAVE_SECONDS)

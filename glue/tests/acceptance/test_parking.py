@@ -37,7 +37,7 @@ class Limited:
         with (HERE / "runs.log").open("a") as log:
             log.write(json.dumps(request) + "\\n")
         if request.get("limited") and not (HERE / "free").exists():
-            raise Busy(delay=0.3, reason="all ten are in use")
+            raise Busy(delay=request.get("delay", 0.3), reason="all ten are in use")
         while request.get("gated") and not (HERE / "gate").exists():
             time.sleep(0.05)
         return {"file_id": request["file_id"]}
@@ -125,7 +125,7 @@ def test_a_request_goes_back_after_the_park_limit(make_system: MakeSystem) -> No
 
 def test_release_gives_back_what_is_parked_of_a_lane_and_leaves_what_runs(make_system: MakeSystem) -> None:
     system = _limited(make_system, slots=4, lanes={"one": {}, "two": {}})
-    system.send_requests(["a", "b"], lane="one", limited=True)
+    system.send_requests(["a", "b"], lane="one", limited=True, delay=60)
     system.send_requests(["c"], lane="two", limited=True)
     _wait_until_parked(system, 3)
     system.send_requests(["gated"], lane="one", gated=True)
@@ -152,7 +152,7 @@ def test_release_gives_back_what_is_parked_of_a_lane_and_leaves_what_runs(make_s
 
 def test_a_stopping_worker_gives_back_at_once_what_is_parked(make_system: MakeSystem) -> None:
     system = _limited(make_system, slots=3)
-    system.send_requests(["a", "b"], limited=True)
+    system.send_requests(["a", "b"], limited=True, delay=60)
     _wait_until_parked(system, 2)
     system.send_requests(["gated"], gated=True)
     wait_until(lambda: handlers.runs(system)["gated"], 20, "the gated one to run")
