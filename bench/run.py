@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -150,6 +151,8 @@ def main() -> None:
     parser.add_argument("--idle-slots", type=int, default=40, help="for memory (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
     arguments = parser.parse_args()
+    # As after Ctrl-C: what was started is ended first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     console = rich.console.Console(stderr=arguments.json)
     load = os.getloadavg()[0]
     found = measure(arguments, console)
