@@ -142,8 +142,8 @@ def test_release_gives_back_what_is_parked_of_a_lane_and_leaves_what_runs(make_s
     wait_until(lambda: system.channel(lane="one"), 5, "two waiting", accept=lambda channel: channel["depth"] == 2)
     assert [event["event"] for event in system.story("a")][-1] == "requeued"
 
-    system.services.nsqd.post(f"/channel/unpause?{where}")
     _free(system)
+    system.services.nsqd.post(f"/channel/unpause?{where}")
     handlers.open_gate(system)
     _wait_until_empty(system)
     assert len(system.results()) == 4
