@@ -58,7 +58,7 @@ _ANNOUNCED_SECONDS = 1.0
 #: requests that are done and whose FIN may have been lost with the connection: it is sent again if they come again.
 _REMEMBERED_ANSWERS = 10_000
 #: deliveries beyond ``max_attempts`` that may have ended without a try: by a drain, a pause, a lost connection.
-_UNTRIED_DELIVERIES = 5
+_UNTRIED_DELIVERIES = 3
 #: what ``/state`` tells one by one.
 _SHOWN = (Stage.RUNNING, Stage.HELD, Stage.PARKED, Stage.ANSWERING, Stage.RETURNING)
 
