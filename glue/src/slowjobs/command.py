@@ -126,7 +126,7 @@ def _judge(status: int, output: bytes, reason: str) -> outcomes.Outcome:
 async def _running(
     command: tuple[str, ...], directory: str, lines: processes.Lines
 ) -> AsyncIterator[tuple[asyncio.SubprocessTransport, _Run]]:
-    """Start the command in a process group of its own, of which nothing is left afterwards.
+    """Start the command in a process group of its own, which is ended afterwards.
 
     Not by asyncio's streams: their ``wait`` lasts until all pipes are closed, also one that nobody reads any more or
     that a process holds which has left the group.
@@ -143,7 +143,7 @@ async def _running(
         yield transport, run
     finally:
         processes.kill_group(transport.get_pid())
-        await run.exited.wait()
+        await processes.wait_for_killed(run.exited, transport.get_pid())
         transport.close()
         lines.finish()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 log = structlog.get_logger()
 
@@ -26,6 +26,8 @@ _LINES = 1000
 _LINES_SECONDS = 10.0
 #: bytes; all that a pipe holds.
 _PIPE_BYTES = 65536
+#: seconds to wait for what was killed.
+KILLED_SECONDS = 5.0
 #: control characters, which could end a line for journald, as text.
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(9), *range(10, 32), 127)}
 
@@ -39,6 +41,33 @@ def kill_group(group: int) -> None:
     """End all processes of a group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
+
+
+async def wait(events: Iterable[asyncio.Event], seconds: float) -> bool:
+    """Wait for all ``events``; false when they took longer than ``seconds``.
+
+    Also in a task that was cancelled: before Python 3.11.3 asyncio.timeout ends as another cancellation there.
+    """
+
+    async def _all() -> None:
+        for event in events:
+            await event.wait()
+
+    waiting = asyncio.create_task(_all())
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=seconds)
+    finally:
+        waiting.cancel()
+    return bool(done)
+
+
+async def wait_for_killed(gone: asyncio.Event, process: int | None) -> None:
+    """Wait until ``process``, which was killed, is ``gone``.
+
+    What the kernel holds, on a dead file system say, is left to it: it must not hold up others.
+    """
+    if not await wait([gone], KILLED_SECONDS):
+        log.error("handler.not_ended", process=process)
 
 
 def how_it_ended(status: int, last_words: str = "") -> str:
@@ -56,6 +85,7 @@ class Journal:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        #: lines that may still be written; below 0 once it was said that some are left out.
         self._room = 0
         self._fills_at = clock()
 
@@ -64,11 +94,11 @@ class Journal:
         if self._clock() >= self._fills_at:
             self._room = _LINES
             self._fills_at = self._clock() + _LINES_SECONDS
-        for line in lines[: self._room]:
+        for line in lines[: max(0, self._room)]:
             log.info("handler.output", key=key, line=_text(line))
-        if self._room and len(lines) >= self._room:
+        if 0 <= self._room < len(lines):
             log.warning("handler.output_left_out", key=key, reason=f"over {_LINES} lines in {_LINES_SECONDS:g} s")
-        self._room = max(0, self._room - len(lines))
+        self._room -= len(lines)
 
 
 class Lines:
@@ -118,15 +148,14 @@ class Output:
         asyncio.get_running_loop().remove_reader(self._ours)
         os.close(self._ours)
 
-    def _read(self) -> int:
+    def _read(self) -> None:
         try:
             data = os.read(self._ours, _PIPE_BYTES)
         except BlockingIOError:
-            return 0
+            return
         if not data:  # nobody can write to it any more
             asyncio.get_running_loop().remove_reader(self._ours)
         self.lines.feed(data)
-        return len(data)
 
 
 def _text(line: bytes) -> str:

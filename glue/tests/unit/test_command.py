@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import structlog
 
-from slowjobs import command, kinds, outcomes, settings
+from slowjobs import command, kinds, outcomes, processes, settings
+
+REQUEST = kinds.Request(b'{"file_id": "a"}', {}, '["a"]')
 
 
-def run(script: str, *, tmp_path: Path, seconds: float = 20) -> outcomes.Outcome:
+def handler(script: str, *, tmp_path: Path, seconds: float = 20) -> command.CommandHandler:
     pool = settings.Pool(
         name="pool",
         handler=settings.Handler(command=("/bin/sh", "-c", script)),
@@ -16,7 +18,11 @@ def run(script: str, *, tmp_path: Path, seconds: float = 20) -> outcomes.Outcome
         directory=tmp_path,
         task_timeout_seconds=seconds,
     )
-    return asyncio.run(command.CommandHandler(pool).process(kinds.Request(b'{"file_id": "a"}', {}, '["a"]')))
+    return command.CommandHandler(pool)
+
+
+def run(script: str, *, tmp_path: Path, seconds: float = 20) -> outcomes.Outcome:
+    return asyncio.run(handler(script, tmp_path=tmp_path, seconds=seconds).process(REQUEST))
 
 
 def result(outcome: outcomes.Outcome) -> bytes:
@@ -63,6 +69,30 @@ def test_a_command_over_its_time_limit_is_ended_and_tried_again(tmp_path: Path) 
     outcome = run("sleep 15", tmp_path=tmp_path, seconds=0.2)
     assert isinstance(outcome, outcomes.Failed)
     assert outcome.reason == "still running after 0.2 s: ended"
+
+
+def test_a_command_that_does_not_die_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited_for: list[asyncio.Event] = []
+
+    async def wait_for_killed(gone: asyncio.Event, process: int | None) -> None:
+        waited_for.append(gone)
+        await patiently(gone, process)
+
+    patiently = processes.wait_for_killed
+    monkeypatch.setattr(processes, "wait_for_killed", wait_for_killed)
+    monkeypatch.setattr(processes, "kill_group", lambda _: None)
+    monkeypatch.setattr(processes, "KILLED_SECONDS", 0.2)
+
+    async def run() -> None:
+        start = time.monotonic()
+        outcome = await handler("exec sleep 15", tmp_path=tmp_path, seconds=0.2).process(REQUEST)
+        assert isinstance(outcome, outcomes.Failed)
+        assert time.monotonic() - start < 5
+        await waited_for[0].wait()  # asyncio has killed it
+
+    with structlog.testing.capture_logs() as events:
+        asyncio.run(run())
+    assert [event["event"] for event in events] == ["handler.not_ended"]
 
 
 def test_a_command_that_a_signal_ends_has_failed_by_that_signal(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -59,6 +60,34 @@ def test_a_flood_is_left_out_with_a_word_and_lines_come_again_after_it(
     events.clear()
     lines.feed(b"quiet again\n")
     assert shown(events) == ["quiet again"]
+
+
+def test_lines_are_left_out_with_a_word_only_when_there_are_too_many(
+    events: list[structlog.typing.EventDict],
+) -> None:
+    lines = processes.Lines(processes.Journal())
+    lines.feed(b"y\n" * 1000)
+    assert [event["event"] for event in events] == ["handler.output"] * 1000
+    lines.feed(b"one more\n")
+    lines.feed(b"and more\n")
+    assert [event["event"] for event in events[1000:]] == ["handler.output_left_out"]
+
+
+def test_waiting_ends_in_time_also_in_a_task_that_was_cancelled() -> None:
+    async def wait() -> bool:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return await processes.wait([asyncio.Event()], 0.05)
+        return True
+
+    async def run() -> bool:
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        return await waiting
+
+    assert not asyncio.run(run())
 
 
 @pytest.mark.parametrize(
