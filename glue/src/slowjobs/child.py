@@ -36,6 +36,8 @@ RECORD = struct.Struct("=cIi")
 START, KILL = b"S", b"K"
 #: to the worker. ENDED: the value is the exit status, negative for a signal; THREADS: how many the import has started.
 ENDED, THREADS = b"E", b"T"
+#: the exit status of a child that could not be forked, from sysexits.h.
+EX_OSERR = 71
 
 #: between worker and child: bytes of a frame's head, a JSON object, and of its body.
 _SIZES = struct.Struct("=II")
@@ -43,7 +45,6 @@ _SIZES = struct.Struct("=II")
 _REASON_CHARACTERS = 2000
 
 _PR_SET_PDEATHSIG = 1
-_EX_OSERR = 71
 
 
 def pack(head: dict[str, Any], body: bytes = b"") -> bytes:
@@ -106,19 +107,19 @@ class _Nursery:
         """Return the channel to the worker in each child that is forked; in the nursery itself never."""
         threads = len(os.listdir("/proc/self/task")) - 1  # noqa: PTH208
         if self._fork and threads:
-            self._control.send(RECORD.pack(THREADS, 0, threads))
+            self._tell(THREADS, 0, threads)
         gc.collect()
         gc.freeze()  # a collection in a child must not write to all that it shares
         self._listen_to_signals()
         while True:
             ready, _, _ = select.select([self._control, self._wake], [], [])
-            if self._wake in ready:
-                self._wake.recv(4096)
-                self._reap()
             if self._control in ready:
                 channel = self._obey()
                 if channel:
                     return channel
+            if self._wake in ready:
+                self._wake.recv(4096)
+                self._reap()
 
     def _listen_to_signals(self) -> None:
         # The worker decides when to stop, and what systemd or a terminal sends to all is for it.
@@ -150,7 +151,7 @@ class _Nursery:
             process = os.fork()
         except OSError as error:
             os.write(output, f"could not start a child: {error}\n".encode())
-            self._control.send(RECORD.pack(ENDED, number, _EX_OSERR))
+            self._tell(ENDED, number, EX_OSERR)
             process = None
         if process == 0:
             os.setsid()
@@ -188,7 +189,13 @@ class _Nursery:
             _, status = os.waitpid(process, 0)
             number = self._children.pop(process, None)
             if number is not None:
-                self._control.send(RECORD.pack(ENDED, number, os.waitstatus_to_exitcode(status)))
+                self._tell(ENDED, number, os.waitstatus_to_exitcode(status))
+
+    def _tell(self, what: bytes, number: int, value: int) -> None:
+        try:
+            self._control.send(RECORD.pack(what, number, value))
+        except ConnectionError:  # children that are idle end with the worker, and may be seen before its own end
+            self._end_all()
 
     def _end_all(self) -> NoReturn:
         for process in self._children:

@@ -116,7 +116,11 @@ def _serve(
     name: str,
     make: Callable[[], service.Service],
 ) -> None:
-    """Run a service; end with the status that systemd and design's table know."""
+    """Run a service until it is stopped: status 0.
+
+    1 after a failure that another start may mend: systemd tries. It does not after 2, what is configured is wrong, and
+    5, another instance has taken over.
+    """
 
     async def _run() -> None:
         await service.run(
@@ -377,12 +381,14 @@ def _progress(file: Path, lane: str) -> Iterator[Callable[[int], None]]:
 def try_command(path: Path | None, pool: str, file: Path, lane: str | None, *, as_json: bool) -> None:
     """Run POOL's handler on each line of FILE (JSON lines; - for standard input), without any queue.
 
-    Runs on this host, as you, one request after the other, each once; asks no server. What the handler prints goes to
-    standard error. Exit 1 unless all came to a result or were skipped.
+    Runs on this host, one request after the other, each once; asks no server. What the handler prints goes to standard
+    error. Exit 1 unless all came to a result or were skipped.
+
+    Run it as the workers' user: what it leaves in the pool's folder as root, say, is in the worker's way.
 
     \b
     Examples:
-      slowjobs try fixity requests.jsonl
+      sudo -u slowjobs-worker slowjobs try fixity requests.jsonl
       slowjobs try ingest - --lane ingest-daily < requests.jsonl
       slowjobs try fixity requests.jsonl --json | jq '.tries[] | select(.outcome == "failed")'
     """
@@ -400,7 +406,7 @@ def try_command(path: Path | None, pool: str, file: Path, lane: str | None, *, a
             if not as_json:
                 _print_try(tried)
 
-    with _open(file) as lines, _configuration_errors():
+    with _open(file) as lines, _file_errors(), _configuration_errors():
         asyncio.run(_run(lines))
     if as_json:
         click.echo(json.dumps({"v": documents.VERSION, "tries": [tried.as_json() for tried in tries]}))

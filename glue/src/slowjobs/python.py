@@ -26,8 +26,6 @@ _MAX_FRAME_BYTES = kafka.MAX_BODY_BYTES + 1024 * 1024
 _READ_BYTES = 65536
 #: seconds in which a child that is not needed any more may end by itself.
 _LEAVE_SECONDS = 3.0
-#: seconds to wait for what was killed. Only what the kernel holds, on a dead file system say, takes longer.
-_KILLED_SECONDS = 5.0
 
 _T = TypeVar("_T")
 
@@ -51,16 +49,15 @@ class PythonHandler:
         self._filling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Import the class, and start a child for each slot without waiting for what it makes."""
+        """Import the class, and start a child for each slot without waiting for what it makes.
+
+        Raises settings.ConfigurationError when the import fails, OSError when another start may go better.
+        """
         try:
-            first = self._start_child(await self._open())
-            self._idle.append(first)
-            failure = await first.imported
-        except OSError as error:
-            failure = outcomes.Failed(str(error))
-        if failure:
+            await self._import()
+        except BaseException:
             await self.close()
-            raise settings.ConfigurationError(f"pool.handler.python: {self._pool.handler.python}: {failure.reason}")
+            raise
         await self._fill()
 
     async def process(self, request: kinds.Request) -> outcomes.Outcome:
@@ -91,6 +88,14 @@ class PythonHandler:
         self._idle.clear()
         if self._nursery:
             await self._nursery.close(idle)
+
+    async def _import(self) -> None:
+        first = self._start_child(await self._open())
+        self._idle.append(first)
+        failure = await first.imported
+        if failure:
+            why = f"pool.handler.python: {self._pool.handler.python}: {failure.reason}"
+            raise ChildProcessError(why) if first.broken_off else settings.ConfigurationError(why)
 
     async def _process(self, request: kinds.Request) -> tuple[_Child, outcomes.Outcome]:
         chosen = self._idle.pop() if self._idle else self._start_child(await self._open())
@@ -209,11 +214,11 @@ class _Nursery(asyncio.SubprocessProtocol):
                 one.leave()
             else:
                 one.kill()
-        await _wait([one.gone for one in self._children.values()], _LEAVE_SECONDS)
+        await processes.wait([one.gone for one in self._children.values()], _LEAVE_SECONDS)
         self._hang_up()  # it ends what is left, and itself
-        if not await _wait([self.gone], _KILLED_SECONDS):
+        if not await processes.wait([self.gone], processes.KILLED_SECONDS):
             processes.kill_group(self._transport.get_pid())
-            await _wait([self.gone], _KILLED_SECONDS)
+            await processes.wait_for_killed(self.gone, self._transport.get_pid())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.SubprocessTransport", transport)
@@ -223,16 +228,18 @@ class _Nursery(asyncio.SubprocessProtocol):
             pass
         self._hang_up()
         self._output.close()
-        how = processes.how_it_ended(self._transport.get_returncode() or 0, self._output.lines.last)
+        status = self._transport.get_returncode() or 0
+        how = f"the process that children are forked from: {processes.how_it_ended(status, self._output.lines.last)}"
         processes.kill_group(self._transport.get_pid())  # what the import has started
         for number, one in list(self._children.items()):
             one.kill_group()  # the child went with its parent; this is for what it has started
-            self._forget(number, f"the process that children are forked from: {how}")
+            self._forget(number, status, how)
         self._transport.close()
         self.gone.set()
 
     def _send(self, command: bytes, number: int, descriptors: tuple[int, ...] = ()) -> None:
         if self._control.fileno() < 0:
+            _close(descriptors)
             return  # it is gone, or told to go, and its children with it
         self._outbox.append((child.RECORD.pack(command, number, 0), descriptors))
         self._flush()
@@ -268,12 +275,12 @@ class _Nursery(asyncio.SubprocessProtocol):
             if what == child.THREADS:
                 log.warning("handler.threads", threads=value, advice="the import started them: set preload to false")
             else:
-                self._forget(number, f"its process: {processes.how_it_ended(value)}")
+                self._forget(number, value, f"its process: {processes.how_it_ended(value)}")
         return True
 
-    def _forget(self, number: int, how: str) -> None:
+    def _forget(self, number: int, status: int, how: str) -> None:
         ended = self._children.pop(number)
-        ended.close(how)
+        ended.close(status, how)
         self._ended(ended)
 
     def _hang_up(self) -> None:
@@ -291,7 +298,7 @@ class _Child:
 
     ``imported``: None once it has the class, or why it has not. ``made``: it has an object of the class.
     ``tries``: how many it has answered; ``memory_bytes``: what was resident then. ``gone``: it has ended, with all that
-    it has started; ``how`` says how.
+    it has started; ``how`` says how. ``broken_off``: by a signal, or for want of a process: by nothing of its own.
     """
 
     def __init__(self, journal: processes.Journal, options: dict[str, Any], *, kill: Callable[[], None]) -> None:
@@ -302,6 +309,7 @@ class _Child:
         self.memory_bytes = 0
         self.gone = asyncio.Event()
         self.how = ""
+        self.broken_off = False
         self.kill = kill
         self._process: int | None = None
         self._ready: asyncio.Future[outcomes.Failed | None] = self._loop.create_future()
@@ -341,16 +349,15 @@ class _Child:
     async def end(self) -> None:
         """End it, with all that it has started."""
         self.kill()
-        if not await _wait([self.gone], _KILLED_SECONDS):
-            log.error("handler.not_ended", process=self._process)
+        await processes.wait_for_killed(self.gone, self._process)
 
     def kill_group(self) -> None:
         """End what it has started; for when it has ended itself, unseen by the nursery."""
         if self._process:
             processes.kill_group(self._process)
 
-    def close(self, how: str) -> None:
-        """Take its last answer and output; it has ended, ``how`` says how."""
+    def close(self, status: int, how: str) -> None:
+        """Take its last answer and output; it has ended by ``status``, and ``how`` says how."""
         while self._read():
             pass
         self._loop.remove_reader(self._channel)
@@ -360,6 +367,7 @@ class _Child:
         if self._leaving:
             self._leaving.cancel()
         self.how = how
+        self.broken_off = status < 0 or status == child.EX_OSERR
         self._fail(how)
         self.gone.set()
 
@@ -457,14 +465,3 @@ def _settle(future: asyncio.Future[_T], value: _T) -> None:
 def _close(descriptors: Iterable[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-async def _wait(events: Iterable[asyncio.Event], seconds: float) -> bool:
-    """Wait for all ``events``; false when they took longer than ``seconds``."""
-    try:
-        async with asyncio.timeout(seconds):
-            for event in events:
-                await event.wait()
-    except TimeoutError:
-        return False
-    return True

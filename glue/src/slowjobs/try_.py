@@ -46,7 +46,8 @@ class Try:
 async def run(config: settings.WorkerSettings, lane: str, lines: Iterable[bytes]) -> AsyncIterator[Try]:
     """Yield what comes of each line, one after the other: each is one try, and is judged as the worker would.
 
-    Empty lines are passed over. Raises settings.ConfigurationError for a handler that cannot be loaded.
+    Empty lines are passed over. Raises settings.ConfigurationError for a handler that cannot be loaded, and OSError
+    when its processes cannot be started.
     """
     pool = config.pool.model_copy(update={"slots": 1})
     tried = handler.make(pool)

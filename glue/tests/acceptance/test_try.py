@@ -132,3 +132,9 @@ def test_a_lane_is_to_be_named_only_where_kinds_differ(tmp_path: Path) -> None:
 def test_a_handler_that_cannot_be_imported_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
     config = write(tmp_path, handler={"python": "absent:Handler", "interpreter": sys.executable})
     assert "No module named 'absent'" in run_try(config, [], expect=2).stderr
+
+
+def test_an_import_that_is_killed_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text("import os; os.kill(os.getpid(), 9)", encoding="utf-8")
+    config = write(tmp_path, handler={"python": "killed:Handler", "interpreter": sys.executable})
+    assert "failed: pool.handler.python: killed:Handler" in run_try(config, [], expect=1).stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -299,6 +300,20 @@ def test_nothing_outlives_a_killed_worker(folder: Path) -> None:
         wait_until_gone(pids)
 
 
+def test_nothing_outlives_a_killed_worker_whose_children_end_before_the_nursery_sees_its_end(folder: Path) -> None:
+    with own_worker(folder) as worker:
+        pids = noted(folder, "pids.log", 3)
+        idle = set(noted(folder, "made.log", 2)) - set(pids)
+        late = nursery(worker.pid)
+        os.kill(late, signal.SIGSTOP)
+        worker.kill()
+        try:
+            wait_until_gone(list(idle))
+        finally:
+            os.kill(late, signal.SIGCONT)
+        wait_until_gone([late, *pids])
+
+
 def test_children_go_with_worker_and_nursery_that_are_killed_together(folder: Path) -> None:
     with own_worker(folder) as worker:
         children = noted(folder, "made.log", 2)
@@ -480,6 +495,37 @@ def test_a_handler_that_cannot_be_imported_is_a_mistake_in_the_configuration(
         tries(pool(folder, python=python, preload=preload))
     assert python in str(raised.value)
     assert reason in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("preload", "text", "reason"),
+    [
+        (True, "import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+        (False, "import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+        (True, "import os; os.fork = lambda: os.open('/absent', 0)", "exit 71"),
+    ],
+    ids=["nursery killed", "child killed", "no process to be had"],
+)
+def test_what_another_start_may_mend_is_no_mistake_in_the_configuration(
+    preload: bool, text: str, reason: str, folder: Path
+) -> None:
+    (folder / "broken.py").write_text(f"{text}\nclass Handler: pass", encoding="utf-8")
+    with pytest.raises(ChildProcessError, match=reason):
+        tries(pool(folder, python="broken:Handler", preload=preload))
+
+
+def test_a_start_without_descriptors_is_no_mistake_in_the_configuration(folder: Path) -> None:
+    async def run() -> None:
+        python = handler.make(pool(folder))
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                await python.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+    asyncio.run(run())
 
 
 def test_a_start_is_given_up_at_once_while_the_handler_is_imported(folder: Path) -> None:
