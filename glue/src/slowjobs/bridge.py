@@ -251,6 +251,10 @@ class Bridge(service.Service):
             except kinds.RejectedError as error:
                 letter = documents.DeadLetter(lane.name, error.reason, error.error, "bridge", record.value, position)
                 await producer.send_dead_letter(letter)
+                done = documents.Event(
+                    "done", f"{self._config.host}/bridge", lane.name, position, outcome="dead", reason=error.reason
+                )
+                await producer.send_for_sure(kafka.EVENTS, done.write())
                 _DEAD.labels(lane.name, error.reason).inc()
                 log.warning("bridge.dead_letter", lane=lane.name, position=str(position), reason=error.reason)
         return bodies

@@ -156,6 +156,7 @@ class DeadLetter:
 class Event:
     """What a worker does with a request, for the ledger (design, "Data"). ``up`` is about no request.
 
+    The bridge tells of its own dead letters with ``done``. ``worker``: host, pool and process, or host and "bridge".
     ``outcome``: of ``done``, "result", "skipped", "dead" or "discarded"; ``until``: of ``requeued``.
     """
 

@@ -95,6 +95,9 @@ def test_each_malformed_request_is_a_dead_letter_with_its_reason_and_the_good_on
         else:
             assert letter["request"] == json.loads(original or b"")
     assert set(originals.values()) == set(ACCEPTED), "each dead letter has a position of its own"
+    buried = {tuple(letter["position"]): letter["reason"] for letter in letters}
+    done = {tuple(event["position"]): event["reason"] for event in system.events("done") if event["outcome"] == "dead"}
+    assert done == buried, "the ledger is told of each"
 
     # The persister asks the same questions: it counts and skips what the bridge refused.
     wait_until(lambda: set(system.request_rows()) >= expected, 20, "the good requests' rows")
