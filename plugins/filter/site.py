@@ -15,6 +15,8 @@ STATE_PORT = 9310
 TASK_TIMEOUT_SECONDS = 300
 PARK_LIMIT_SECONDS = 1800
 DELIVERY_MARGIN_SECONDS = 60
+#: seconds; nsqd's --max-req-timeout is 15 min.
+MAX_DELAY_SECONDS = 890
 #: requests; the ledger's commit holds no more positions of one lane.
 MAX_OUTSTANDING_LIMIT = 1250
 #: The folder in a pool's own that holds its virtual environments.
@@ -342,6 +344,8 @@ def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
     for member, value in figures.items():
         if member.endswith("_seconds") and not _is_seconds(value):
             yield f"{place}.{member}: got {value!r}, wanted seconds, more than 0."
+        elif member.startswith("retry.") and value > MAX_DELAY_SECONDS:
+            yield f"{place}.{member}: got {value}, wanted at most {MAX_DELAY_SECONDS}: nsqd shortens longer delays."
     if not _whole(pool.get("state_port", STATE_PORT), 1024, 65535):
         yield f"{place}.state_port: got {pool['state_port']!r}, wanted a port from 1024 to 65535."
 

@@ -136,6 +136,10 @@ MISTAKES = {
         spoil("pools/fixity/handler", {"python": "a:B", "preload": "no"}),
         "fixity.handler.preload: got 'no', wanted true or false",
     ),
+    "a retry beyond nsqd's limit": (
+        spoil("pools/fixity/retry", {"cap_seconds": 3600}),
+        "fixity.retry.cap_seconds: got 3600, wanted at most 890",
+    ),
     "a limit of children misspelt": (spoil("pools/fixity/recycle", {"jobs": 5}), "fixity.recycle.jobs: unknown member"),
     "children without a task": (spoil("pools/fixity/recycle", {"tasks": 0}), "fixity.recycle.tasks: got 0"),
     "a status for a list": (spoil("pools/fixity/retry_statuses", "error"), "got 'error', wanted a list of names"),
