@@ -129,6 +129,14 @@ def results(run: str) -> list[dict[str, Any]]:
     return [result for result in map(json.loads, lines) if json.loads(result["_slowjobs"]["key"])[0].startswith(run)]
 
 
+def outstanding() -> int:
+    topics = json.loads(pipe("control1", ["python3", "-c", ASK, f"http://{NSQD}/stats?format=json"]))["topics"]
+    channels = [channel for topic in topics for channel in topic["channels"]]
+    return sum(topic["depth"] for topic in topics) + sum(
+        channel["depth"] + channel["in_flight_count"] + channel["deferred_count"] for channel in channels
+    )
+
+
 def ids(found: list[dict[str, Any]]) -> Counter[str]:
     return Counter(json.loads(result["_slowjobs"]["key"])[0] for result in found)
 
@@ -147,6 +155,13 @@ def await_results(run: str, count: int) -> list[dict[str, Any]]:
 
     wait_until(are_there, f"{count} results")
     return found
+
+
+def await_all_results(run: str, count: int) -> list[dict[str, Any]]:
+    """Return the results of a run when no more can come: a second one of a request may take as long as msg-timeout."""
+    await_results(run, count)
+    wait_until(lambda: outstanding() == 0, "nothing on NSQ any more")
+    return results(run)
 
 
 @pytest.fixture
@@ -213,7 +228,7 @@ def test_stopping_ends_what_runs_and_delivers_it(run: str, gate: str) -> None:
     open_gate(gate)
     wait_until(lambda: shown("worker1", "digest", "ActiveState") == ["inactive"], "it is stopped")
     assert shown("worker1", "digest", "Result", "ExecMainStatus") == ["success", "0"]
-    found = await_results(run, 12)
+    found = await_all_results(run, 12)
     assert ids(found) == each_once(run, 12)
     drained = [result for result in found if ids([result]) <= running]
     assert {(result["_slowjobs"]["worker"].split("/")[0], result["_slowjobs"]["attempt"]) for result in drained} == {
@@ -248,7 +263,7 @@ def test_weights_slots_and_lanes_are_reloaded_while_tasks_run(run: str, gate: st
     pipe("control1", ["python3", "-c", ASK, f"http://{NSQD}/pub?topic=digest-more"], json.dumps(by_hand))
     await_results(f"{run}-by-hand", 1)
     open_gate(gate)
-    found = [result for result in await_results(run, 5) if result["_slowjobs"]["lane"] == "digest"]
+    found = [result for result in await_all_results(run, 5) if result["_slowjobs"]["lane"] == "digest"]
     assert ids(found) == each_once(run, 4)
     assert {result["_slowjobs"]["attempt"] for result in found} == {1}
 
@@ -267,13 +282,17 @@ def test_a_class_that_is_not_there_is_refused_before_a_worker_is_restarted() -> 
     assert looks() == before
 
 
-def test_another_handler_restarts_one_host_after_another_and_no_request_twice(run: str) -> None:
-    before, old = processes(), container("worker1").file(ENVIRONMENTS).listdir()
+def another_handler() -> dict[str, Any]:
     changed = copy.deepcopy(SITE)
     changed["slowjobs_pools"]["digest"]["handler"]["options"] = {"algorithm": "sha512"}
     changed["slowjobs_pools"]["digest"]["packages"] = ["base58==2.1.0"]
+    return changed
+
+
+def test_another_handler_restarts_one_host_after_another_and_no_request_twice(run: str) -> None:
+    before, old = processes(), container("worker1").file(ENVIRONMENTS).listdir()
     with load(run) as sent:
-        deploy(changed, "--extra-vars=worker_serial=1")
+        deploy(another_handler(), "--extra-vars=worker_serial=1")
 
     for host in ADDRESSES:
         assert processes()[host, "digest"] != before[host, "digest"]
@@ -284,8 +303,21 @@ def test_another_handler_restarts_one_host_after_another_and_no_request_twice(ru
     left, back = "ActiveExitTimestampMonotonic", "ActiveEnterTimestampMonotonic"
     moments = [int(moment) for host in ADDRESSES for moment in shown(host, "digest", left, back)]
     assert moments == sorted(moments)
-    found = await_results(run, len(sent))
+    found = await_all_results(run, len(sent))
     # Each run that ends gives a result.
     assert ids(found) == Counter(sent)
     # Both the old and the new handler had their part.
     assert {len(result["digest"]) > 50 for result in found} == {False, True}
+
+
+def test_another_state_port_takes_a_restart() -> None:
+    before = processes()
+    changed = another_handler()
+    changed["slowjobs_pools"]["fixity"]["state_port"] = 9319
+    deploy(changed)
+    for host, address in ADDRESSES.items():
+        # On the host itself: the firewall was not deployed.
+        command = ("python3 -c %s %s < /dev/null", ASK, f"http://{address}:9319/state")
+        wait_until(lambda host=host, command=command: container(host).run(*command).rc == 0, "it answers there")
+        assert processes()[host, "fixity"] != before[host, "fixity"]
+        assert processes()[host, "digest"] == before[host, "digest"]
