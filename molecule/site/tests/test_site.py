@@ -265,7 +265,8 @@ def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
 
 def test_the_example_makes_sense_but_is_not_deployed_without_its_secrets() -> None:
     example = ROOT / "inventory" / "example"
-    assert playbook("preflight.yml", {}, example).returncode == 0
+    checked = playbook("preflight.yml", {}, example)
+    assert checked.returncode == 0, checked.stdout
     refused = playbook("preflight.yml", {"preflight_before_deployment": True}, example)
     assert refused.returncode != 0
     assert (
