@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from slowjobs import handler, kafka, kinds, outcomes, settings
+from slowjobs import kafka, kinds, outcomes, settings
+from slowjobs.worker import handler
 from support import handlers
 from support.waiting import wait_until
 
@@ -113,7 +114,7 @@ def nursery(worker: int | None = None) -> int:
     """Return the process that the children of ``worker``, by default this test, are forked from."""
     worker = worker or os.getpid()
     children = Path(f"/proc/{worker}/task/{worker}/children").read_text(encoding="utf-8").split()
-    [found] = [int(pid) for pid in children if "slowjobs.child" in command_line(int(pid))]
+    [found] = [int(pid) for pid in children if "slowjobs.worker.child" in command_line(int(pid))]
     return found
 
 

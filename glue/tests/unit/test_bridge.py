@@ -1,7 +1,8 @@
 import asyncio
 from datetime import UTC, datetime
 
-from slowjobs import bridge, documents, kafka, nsq, settings
+from slowjobs import documents, kafka, nsq, settings
+from slowjobs.bridge import bridge
 
 
 def test_a_batch_is_never_larger_than_nsqd_takes_and_never_empty() -> None:

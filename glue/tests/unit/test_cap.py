@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slowjobs import cap
+from slowjobs.bridge import cap
 
 
 def read(lane: cap.Cap, held: int, *, copying: bool = False) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from slowjobs import command, kinds, outcomes, processes, settings
+from slowjobs import kinds, outcomes, settings
+from slowjobs.worker import command, processes
 
 REQUEST = kinds.Request(b'{"file_id": "a"}', {}, '["a"]')
 

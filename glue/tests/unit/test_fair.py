@@ -9,7 +9,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slowjobs.fair import FairQueue
+from slowjobs.worker.fair import FairQueue
 
 WEIGHTS = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 50), min_size=1)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from slowjobs import processes
+from slowjobs.worker import processes
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from slowjobs import nsq
-from slowjobs.slots import Slots, Source, Turn
+from slowjobs.worker.slots import Slots, Source, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import prometheus_client
 import structlog
 
-from slowjobs import documents, kafka, kinds, outcomes, retry, settings, tasks
+from slowjobs import documents, kafka, kinds, outcomes, retry, settings
+from slowjobs.worker import tasks
 
 if TYPE_CHECKING:
-    from slowjobs import events
+    from slowjobs.worker import events
 
 log = structlog.get_logger()
 

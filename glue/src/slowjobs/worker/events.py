@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slowjobs import documents, kafka
 
 if TYPE_CHECKING:
-    from slowjobs import tasks
+    from slowjobs.worker import tasks
 
 
 class Events:

@@ -7,7 +7,8 @@ import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from slowjobs import errors, kafka, nsq, postgres, setup
+from slowjobs import errors, kafka, nsq, postgres
+from slowjobs.operations import setup
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from slowjobs import kafka, outcomes, processes
+from slowjobs import kafka, outcomes
+from slowjobs.worker import processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

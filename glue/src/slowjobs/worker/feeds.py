@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 import prometheus_client
 import structlog
 
-from slowjobs import nsq, retry, slots
+from slowjobs import nsq, retry
+from slowjobs.worker import slots
 
 if TYPE_CHECKING:
     from slowjobs import settings

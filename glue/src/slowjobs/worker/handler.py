@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from slowjobs import command, python
+from slowjobs.worker import command, python
 
 if TYPE_CHECKING:
     from slowjobs import kinds, outcomes, settings

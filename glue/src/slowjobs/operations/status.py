@@ -10,7 +10,8 @@ import aiohttp
 import confluent_kafka
 from rich import table
 
-from slowjobs import bridge, documents, errors, kafka, nsq
+from slowjobs import documents, errors, kafka, nsq
+from slowjobs.bridge import bridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from slowjobs import fair
+from slowjobs.worker import fair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

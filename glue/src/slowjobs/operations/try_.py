@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slowjobs import answers, documents, handler, kinds, outcomes
+from slowjobs import documents, kinds, outcomes
+from slowjobs.worker import answers, handler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -226,7 +226,7 @@ def _find(name: str) -> Any:
 def _start_anew(name: str, channel: socket.socket) -> NoReturn:
     channel.set_inheritable(True)
     os.execv(  # noqa: S606 - no shell, and the nursery's own interpreter
-        sys.executable, [sys.executable, "-P", "-m", "slowjobs.child", "child", name, str(channel.fileno())]
+        sys.executable, [sys.executable, "-P", "-m", "slowjobs.worker.child", "child", name, str(channel.fileno())]
     )
 
 

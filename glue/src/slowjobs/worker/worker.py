@@ -14,21 +14,9 @@ import prometheus_client
 import structlog
 from aiohttp import web
 
-from slowjobs import (
-    answers,
-    documents,
-    events,
-    feeds,
-    handler,
-    kafka,
-    kinds,
-    outcomes,
-    retry,
-    service,
-    settings,
-    slots,
-)
-from slowjobs.tasks import Stage, Task
+from slowjobs import documents, kafka, kinds, outcomes, retry, service, settings
+from slowjobs.worker import answers, events, feeds, handler, slots
+from slowjobs.worker.tasks import Stage, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

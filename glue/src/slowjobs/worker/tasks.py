@@ -11,7 +11,8 @@ from slowjobs import documents
 if TYPE_CHECKING:
     import asyncio
 
-    from slowjobs import nsq, slots
+    from slowjobs import nsq
+    from slowjobs.worker import slots
 
 
 class Stage(enum.IntEnum):

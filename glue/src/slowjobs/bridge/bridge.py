@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import prometheus_client
 import structlog
 
-from slowjobs import cap, documents, kafka, kinds, nsq, retry, service
+from slowjobs import documents, kafka, kinds, nsq, retry, service
+from slowjobs.bridge import cap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

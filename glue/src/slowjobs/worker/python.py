@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
-from slowjobs import child, kafka, outcomes, processes, settings
+from slowjobs import kafka, outcomes, settings
+from slowjobs.worker import child, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -145,7 +146,7 @@ class PythonHandler:
 
 
 class _Nursery(asyncio.SubprocessProtocol):
-    """The worker's side of the process that starts children and ends them (slowjobs.child).
+    """The worker's side of the process that starts children and ends them (slowjobs.worker.child).
 
     ``gone``: it has ended, and so have all its children.
     """
@@ -173,7 +174,7 @@ class _Nursery(asyncio.SubprocessProtocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         nursery = cls(ours, journal, ended)
-        argv = (str(handler.interpreter), "-P", "-m", "slowjobs.child", "nursery", str(handler.python))
+        argv = (str(handler.interpreter), "-P", "-m", "slowjobs.worker.child", "nursery", str(handler.python))
         try:
             await nursery._loop.subprocess_exec(
                 lambda: nursery,

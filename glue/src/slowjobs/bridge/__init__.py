@@ -1,0 +1,1 @@
+"""The bridge: requests from Kafka to NSQ, under each lane's cap."""

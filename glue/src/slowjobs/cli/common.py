@@ -1,0 +1,95 @@
+"""What the subcommands share: options, files, exit statuses, and how a failure is told."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import click
+import rich.console
+
+from slowjobs import errors, kafka, settings
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Iterator
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_FENCED = 5
+
+#: characters; what is not read at a terminal need not fit one.
+_WIDE = 160
+console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDE)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+
+
+def config_option(default: str | None = None) -> Callable[[Any], Any]:
+    """Return the option ``--config``."""
+    return click.option(
+        "--config",
+        "path",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=default,
+        envvar="SLOWJOBS_CONFIG" if default else None,
+        show_default=default is not None,
+        help="The configuration file.",
+    )
+
+
+site_option = config_option(str(settings.CONFIG_DIRECTORY / "slowjobs.toml"))
+
+
+def load(path: Path, expected: type[settings.S]) -> tuple[settings.S, settings.Credentials]:
+    """Read a configuration and the secrets; end with EXIT_USAGE when something is wrong with them."""
+    with configuration_errors():
+        config, secrets = settings.load(path, expected), settings.credentials()
+        kafka.check_properties(config.kafka, secrets)
+    return config, secrets
+
+
+@contextlib.contextmanager
+def configuration_errors() -> Iterator[None]:
+    """End with EXIT_USAGE for a mistake in a configuration."""
+    try:
+        yield
+    except settings.ConfigurationError as error:
+        fail(str(error), EXIT_USAGE)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Say why, and end."""
+    click.echo(message, err=True)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def server_errors() -> Iterator[None]:
+    """End with EXIT_FAILED for a server that is away or refuses."""
+    try:
+        yield
+    except errors.SERVER_ERRORS as error:
+        fail(f"failed: {errors.text(error)}. `slowjobs check` shows which server.", EXIT_FAILED)
+
+
+@contextlib.contextmanager
+def open_lines(file: Path) -> Iterator[io.BufferedReader]:
+    """Open FILE, or standard input for ``-``."""
+    if str(file) == "-":
+        yield cast("io.BufferedReader", sys.stdin.buffer)
+        return
+    with file_errors(), file.open("rb") as lines:
+        yield lines
+
+
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """End with EXIT_FAILED for a file that cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        fail(f"failed: {error}", EXIT_FAILED)

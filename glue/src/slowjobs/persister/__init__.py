@@ -1,0 +1,1 @@
+"""The persisters: requests and results from Kafka to PostgreSQL."""
