@@ -75,17 +75,19 @@ def write_assignment(
     return request, body
 
 
-def read_assignment(body: bytes, key_members: tuple[str, ...]) -> Assignment:
+def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:
     """Read an NSQ message. Raises kinds.RejectedError, or UnknownVersionError."""
     members = kinds.parse_object(body)
     ours = members.pop(MEMBER, None)
     if ours is None:
-        return Assignment(kinds.Request(body, members, kinds.request_key(members, key_members)), None)
+        return Assignment(kinds.accept(body, members, kind), None)
     _check_version(ours)
     try:
-        return Assignment(kinds.Request(without_ours(body), members, str(ours["key"])), Position(*ours["position"]))
+        position, key = Position(*ours["position"]), str(ours["key"])
     except (KeyError, TypeError):
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as the bridge writes it") from None
+    # The bridge has checked it, and its key stays what the bridge said.
+    return Assignment(kinds.Request(without_ours(body), members, key, kinds.result_key(members, key, kind)), position)
 
 
 def write_result(result: bytes, about: dict[str, Any]) -> bytes:

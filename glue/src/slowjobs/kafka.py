@@ -18,13 +18,15 @@ import structlog
 from slowjobs import documents, retry, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 log = structlog.get_logger()
 
 DEAD_LETTERS = "slowjobs-dead-letters"
 #: what workers do, in the order in which they do it: one partition.
 EVENTS = "slowjobs-events"
+#: the header of a request that was sent again by a person or a policy; its value says by which.
+REENQUEUED_HEADER = "slowjobs-reenqueued"
 #: bytes; of results and dead letters.
 MAX_MESSAGE_BYTES = 21 * 1024 * 1024
 #: bytes of a result's or a dead letter's body; the rest of a message is left for key and headers.
@@ -33,6 +35,8 @@ MAX_BODY_BYTES = 20 * 1024 * 1024
 TIMEOUT_SECONDS = 10.0
 #: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
 _FETCH_AHEAD_KIBIBYTES = 16 * 1024
+#: messages that a BulkProducer has under way.
+_BULK_MESSAGES = 10_000
 
 
 def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: object) -> dict[str, Any]:
@@ -182,6 +186,77 @@ class Producer:
         await asyncio.to_thread(self._poller.join)
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """Where a message that was sent is, and when it was produced."""
+
+    position: documents.Position
+    created: datetime
+
+
+class BulkProducer:
+    """A producer for commands that send many messages: called from one thread, answers through callbacks.
+
+    Kafka away: waits for it. Callbacks run inside ``send``, ``poll`` and ``flush``.
+    """
+
+    def __init__(self, kafka: settings.Kafka, secrets: settings.Credentials, *, client_id: str) -> None:
+        self._producer = confluent_kafka.Producer(
+            properties(
+                kafka,
+                secrets,
+                **{
+                    "client.id": client_id,
+                    "enable.idempotence": True,
+                    "acks": "all",
+                    "message.max.bytes": MAX_MESSAGE_BYTES,
+                    "message.timeout.ms": 0,  # for ever
+                    "linger.ms": 20,
+                    "queue.buffering.max.messages": _BULK_MESSAGES,
+                },
+            )
+        )
+
+    def send(
+        self,
+        topic: str,
+        value: bytes,
+        *,
+        key: bytes,
+        then: Callable[[Delivered | DeliveryError], None],
+        headers: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Queue a message; blocks while the queue is full. ``then`` hears once what became of it."""
+
+        def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
+            then(DeliveryError(error, topic) if error is not None else _where(message))
+
+        while True:
+            try:
+                self._producer.produce(
+                    topic, value, key=key, on_delivery=_delivered, headers=list((headers or {}).items())
+                )
+                break
+            except BufferError:
+                self._producer.poll(0.1)
+            except confluent_kafka.KafkaException as error:
+                then(DeliveryError(error.args[0], topic))
+                break
+
+    def poll(self) -> None:
+        """Hear what has been answered, without waiting."""
+        self._producer.poll(0)
+
+    def flush(self, timeout_seconds: float) -> int:
+        """Wait for all answers; return how many are still missing at the time-out."""
+        return int(self._producer.flush(timeout_seconds))
+
+
+def _where(message: confluent_kafka.Message) -> Delivered:
+    record = Record.of(message)
+    return Delivered(record.position, record.created)
+
+
 class FencedError(Exception):
     """Another instance of the same service has taken over this one's place in its consumer group."""
 
@@ -195,18 +270,23 @@ _FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_
 
 @dataclass(frozen=True)
 class Record:
-    """A message as it was consumed. ``created``: when it was produced; ``value`` is empty where there is none."""
+    """A message as it was consumed.
+
+    ``created``: when it was produced; ``value`` is empty where there is none; ``reenqueued``: sent again on purpose.
+    """
 
     position: documents.Position
     value: bytes
     created: datetime
+    reenqueued: bool = False
 
     @classmethod
     def of(cls, message: confluent_kafka.Message) -> Record:
         """Return what ``message`` holds; it must be no error."""
         _, milliseconds = message.timestamp()
         position = documents.Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
-        return cls(position, message.value() or b"", datetime.fromtimestamp(milliseconds / 1000, UTC))
+        reenqueued = REENQUEUED_HEADER in dict(message.headers() or ())
+        return cls(position, message.value() or b"", datetime.fromtimestamp(milliseconds / 1000, UTC), reenqueued)
 
 
 class Consumer:

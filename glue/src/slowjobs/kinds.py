@@ -6,7 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,15 @@ MAX_KEY_BYTES = 2000
 #: digits; sys.set_int_max_str_digits' default.
 _MAX_DIGITS = 4300
 
+#: what an ingest request can ask for (design, "Kinds").
+INGEST_TYPES = ("pdf", "xml", "html", "src", "component", "dataset", "file")
+_URL = re.compile(r"(https?|ftp)://[^/\s]", re.IGNORECASE)
+#: as ``ingest_file_result`` insists.
+_TERMINAL_PATTERNS = {"terminal_dt": re.compile(r"[0-9]{14}"), "terminal_sha1hex": re.compile(r"[0-9a-f]{40}")}
+
 JsonObject = dict[str, Any]
+T = TypeVar("T")
+D = TypeVar("D")
 
 #: What PostgreSQL's jsonb cannot hold: half of a UTF-16 pair on its own.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,17 +46,30 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """One request: the bytes as they came (never written anew, so nothing of it changes), and its key."""
+    """One request: the bytes as they came (never written anew, so nothing of it changes), its key and its result's."""
 
     raw: bytes
     members: JsonObject
     key: str
+    result_key: str
 
 
 def parse(raw: bytes, kind: settings.Kind) -> Request:
-    """Check ``raw`` and find its key. Raises RejectedError."""
-    members = parse_object(raw)
-    return Request(raw, members, request_key(members, kind.key))
+    """Check ``raw`` and find its keys. Raises RejectedError."""
+    return accept(raw, parse_object(raw), kind)
+
+
+def accept(raw: bytes, members: JsonObject, kind: settings.Kind) -> Request:
+    """Check what was parsed already. Raises RejectedError."""
+    key = key_text(members, kind.key)
+    if kind.type == "ingest":
+        _check_ingest(members)
+    return Request(raw, members, key, result_key(members, key, kind))
+
+
+def result_key(members: JsonObject, key: str, kind: settings.Kind) -> str:
+    """Return the key of the result of a request with ``key``. Raises RejectedError."""
+    return key if kind.result_key == kind.key else key_text(members, kind.result_key)
 
 
 def parse_object(raw: bytes) -> JsonObject:
@@ -69,8 +90,8 @@ def parse_object(raw: bytes) -> JsonObject:
     return value
 
 
-def request_key(members: JsonObject, names: Sequence[str]) -> str:
-    """Return the text of the JSON array of the key's members, as PostgreSQL's jsonb writes it."""
+def key_text(members: JsonObject, names: Sequence[str]) -> str:
+    """Return the text of the JSON array of these members, as PostgreSQL's jsonb writes it. Raises RejectedError."""
     values = []
     for name in names:
         if name not in members:
@@ -92,14 +113,81 @@ def check_size(body: bytes, max_bytes: int) -> None:
         raise RejectedError("too-large", f"{len(body)} bytes, at most {max_bytes} on NSQ")
 
 
-def job_outcome(result: JsonObject) -> tuple[str, bool]:
-    """Return status and hit of a result of type ``job``: "success" and true if absent. Raises RejectedError."""
-    status, hit = result.get("status", "success"), result.get("hit", True)
-    if not isinstance(status, str):
-        raise RejectedError("member-type", f"'status': expected a string, got {_json_type(status)}")
-    if not isinstance(hit, bool):
-        raise RejectedError("member-type", f"'hit': expected true or false, got {_json_type(hit)}")
-    return status, hit
+@dataclass(frozen=True)
+class Outcome:
+    """What every result says."""
+
+    status: str
+    hit: bool
+
+
+@dataclass(frozen=True)
+class IngestOutcome(Outcome):
+    """What a result of type ``ingest`` says: the columns of ``ingest_file_result``. ``terminal_dt``: 14 digits."""
+
+    terminal_url: str | None
+    terminal_dt: str | None
+    terminal_status_code: int | None
+    terminal_sha1hex: str | None
+
+
+def outcome(result: JsonObject, kind: settings.Kind) -> Outcome:
+    """Return what a result says. Raises RejectedError for one that its table could not hold.
+
+    A ``job`` may leave out status ("success" then) and hit (true); ``ingest`` has both, and its whole request.
+    """
+    if kind.type == "job":
+        return Outcome(_member(result, "status", str, "success"), _member(result, "hit", bool, True))
+    if not _member(result, "request", dict, None):
+        raise RejectedError("member-missing", "'request' is missing: a result of type ingest carries its request")
+    terminal = _member(result, "terminal", dict, None) or {}
+    found = IngestOutcome(
+        _required(result, "status", str),
+        _required(result, "hit", bool),
+        _member(terminal, "terminal_url", str, None) or None,
+        _member(terminal, "terminal_dt", str, None) or None,
+        _member(terminal, "terminal_status_code", int, None),
+        _member(terminal, "terminal_sha1hex", str, None) or None,
+    )
+    for name, pattern in _TERMINAL_PATTERNS.items():
+        value = getattr(found, name)
+        if value is not None and not pattern.fullmatch(value):
+            raise RejectedError("member-type", f"{name!r}: expected {pattern.pattern}, got {value[:80]!r}")
+    return found
+
+
+def _required(members: JsonObject, name: str, expected: type[T]) -> T:
+    value = _member(members, name, expected, None)
+    if value is None:
+        raise RejectedError("member-missing", f"{name!r} is missing")
+    return value
+
+
+def _member(members: JsonObject, name: str, expected: type[T], absent: D) -> T | D:
+    """Return a member, or ``absent``. Raises RejectedError for one of another type; null counts as absent only there.
+
+    ``true`` is no number, whatever Python thinks.
+    """
+    if name not in members or (members[name] is None and absent is None):
+        return absent
+    value = members[name]
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        wanted = {str: "a string", bool: "true or false", int: "an integer", dict: "an object"}[expected]
+        raise RejectedError("member-type", f"{name!r}: expected {wanted}, got {_json_type(value)}")
+    return value
+
+
+def _check_ingest(members: JsonObject) -> None:
+    """Check what the table's columns and every handler rely on; the four are there, as texts or integers."""
+    for name in ("link_source", "link_source_id"):
+        if not isinstance(members[name], str) or not members[name]:
+            raise RejectedError("member-type", f"{name!r}: expected a string that is not empty, got {members[name]!r}")
+    if members["ingest_type"] not in INGEST_TYPES:
+        got = str(members["ingest_type"])[:80]
+        raise RejectedError("member-type", f"'ingest_type': expected one of {', '.join(INGEST_TYPES)}, got {got!r}")
+    if not isinstance(members["base_url"], str) or not _URL.match(members["base_url"]):
+        got = str(members["base_url"])[:80]
+        raise RejectedError("member-type", f"'base_url': expected an http, https or ftp address, got {got!r}")
 
 
 def _decode(raw: bytes) -> str:

@@ -9,7 +9,7 @@ import psycopg2
 import psycopg2.extras
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from slowjobs import settings
 
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS = 5
 #: milliseconds; a server that stopped answering is noticed, so that it can be waited for.
 _TCP_USER_TIMEOUT_MILLISECONDS = 10_000
-TABLES = ("job_request", "job_result")
+#: what each type of kind keeps its requests and results in; ``sql/tables_<name>.sql`` makes them.
+TABLES = {
+    "job": ("job_request", "job_result"),
+    "ingest": ("ingest_request", "ingest_file_result"),
+    "position": ("slowjobs_request_position",),
+}
 
 #: The server is away, going away or not set up yet: wait and do it again.
 AwayError = (
@@ -77,14 +82,20 @@ def _write(cursor: psycopg2.extensions.cursor, sql: str, rows: Sequence[Row], fi
     return []
 
 
-def missing_tables(connection: psycopg2.extensions.connection) -> list[str]:
-    """Return which of TABLES are not there."""
+def tables(types: Iterable[str]) -> list[str]:
+    """Return the tables that kinds of these types need."""
+    return [table for name in (*sorted(set(types)), "position") for table in TABLES[name]]
+
+
+def missing_tables(connection: psycopg2.extensions.connection, names: Sequence[str]) -> list[str]:
+    """Return which of ``names`` are not there."""
     with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT name FROM unnest(%s) AS name WHERE to_regclass(name) IS NULL", (list(TABLES),))
+        cursor.execute("SELECT name FROM unnest(%s) AS name WHERE to_regclass(name) IS NULL", (list(names),))
         return [name for (name,) in cursor.fetchall()]
 
 
-def make_tables(connection: psycopg2.extensions.connection) -> None:
-    """Make the tables that are missing."""
+def make_tables(connection: psycopg2.extensions.connection, types: Iterable[str]) -> None:
+    """Make the tables of these types that are missing."""
     with connection, connection.cursor() as cursor:
-        cursor.execute(statement("tables"))
+        for name in (*sorted(set(types)), "position"):
+            cursor.execute(statement(f"tables_{name}"))

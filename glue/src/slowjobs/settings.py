@@ -75,11 +75,36 @@ class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Kind(_Section):
-    """How a request is checked, keyed and stored. ``key``: the members whose values identify it."""
+class JobKind(_Section):
+    """Requests of any sort. ``key``: the members whose values identify one, and its result."""
 
     type: Literal["job"]
     key: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+
+    @property
+    def result_key(self) -> tuple[str, ...]:
+        """The members whose values identify a result."""
+        return self.key
+
+
+class IngestKind(_Section):
+    """Files to find and fetch, kept in the tables of the sandcrawler database; requests can share a result."""
+
+    type: Literal["ingest"]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The members whose values identify a request: the primary key of ``ingest_request``."""
+        return ("link_source", "link_source_id", "ingest_type", "base_url")
+
+    @property
+    def result_key(self) -> tuple[str, ...]:
+        """The members whose values identify a result: the primary key of ``ingest_file_result``."""
+        return ("ingest_type", "base_url")
+
+
+#: How a request is checked, keyed and stored.
+Kind = Annotated[JobKind | IngestKind, Field(discriminator="type")]
 
 
 class Lane(_Section):
@@ -155,9 +180,13 @@ class Nsqd(_Section):
 
 
 class ResultTopic(_Section):
-    """What persister and command line know of a pool."""
+    """What persister and command line know of a pool.
+
+    ``persist_results``: "status" leaves out the result itself where its table has a column for it, "none" the row.
+    """
 
     result_topic: str
+    persist_results: Literal["full", "status", "none"] = "full"
 
 
 class Handler(_Section):
@@ -272,6 +301,10 @@ class _Lanes(_Section):
         """Return the Kafka topic whose requests are this lane's."""
         return self.lanes[lane].kafka_topic or lane
 
+    def kind_of(self, lane: str) -> Kind:
+        """Return the kind of this lane's requests."""
+        return self.kinds[self.lanes[lane].kind]
+
     @property
     def lane_of_topic(self) -> dict[str, str]:
         """``Kafka topic -> lane``."""
@@ -342,6 +375,23 @@ class WorkerSettings(_Lanes):
         )
 
 
+class Policy(_Section):
+    """Which old requests are sent again, onto ``lane``: those of its kind, of the last ``window_days``.
+
+    Of these: the ones without a result, and where either is given those whose result is older than
+    ``result_older_than_days`` and has one of ``statuses`` and none of ``exclude_statuses`` (globs). At most ``limit``,
+    and none that was sent again within ``cool_down_hours``.
+    """
+
+    lane: str
+    window_days: Annotated[float, Field(gt=0)]
+    result_older_than_days: Annotated[float, Field(ge=0)] | None = None
+    statuses: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    exclude_statuses: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    limit: Annotated[int, Field(ge=1)] | None = None
+    cool_down_hours: Annotated[float, Field(ge=0)] = 24
+
+
 class CliSettings(_PoolsOfLanes):
     """``slowjobs.toml``: the whole site, for the command line."""
 
@@ -349,6 +399,18 @@ class CliSettings(_PoolsOfLanes):
     postgresql: Postgresql
     nsqd: Nsqd
     services: Annotated[tuple[Service, ...], Field(strict=False)] = ()
+    policies: dict[Name, Policy] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _policies_fit(self) -> CliSettings:
+        mistakes = [
+            f"policies.{name}: lane {policy.lane!r} is not among the lanes ({', '.join(self.lanes) or 'none'})"
+            for name, policy in self.policies.items()
+            if policy.lane not in self.lanes
+        ]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
 
 
 AnySettings = BridgeSettings | PersisterSettings | WorkerSettings | CliSettings

@@ -58,7 +58,7 @@ def pool(folder: Path, *, python: str = "obedient:Obedient", slots: int = 1, **o
 
 def request(do: str, key: str = "a", **members: object) -> kinds.Request:
     document = {"do": do, **members}
-    return kinds.Request(json.dumps(document).encode(), document, json.dumps([key]))
+    return kinds.Request(json.dumps(document).encode(), document, json.dumps([key]), json.dumps([key]))
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import structlog
 from slowjobs import kinds, outcomes, settings
 from slowjobs.worker import command, processes
 
-REQUEST = kinds.Request(b'{"file_id": "a"}', {}, '["a"]')
+REQUEST = kinds.Request(b'{"file_id": "a"}', {}, '["a"]', '["a"]')
 
 
 def handler(script: str, *, tmp_path: Path, seconds: float = 20) -> command.CommandHandler:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slowjobs import documents, kinds, settings
 
-KIND = settings.Kind(type="job", key=("file_id",))
+KIND = settings.JobKind(type="job", key=("file_id",))
 POSITION = documents.Position("fixity-check", 3, 41207)
 
 
@@ -23,7 +23,7 @@ def test_a_request_comes_back_from_nsq_as_it_was_sent(
     assume("\\u0000" not in raw.decode())
     _, body = documents.write_assignment(raw, POSITION, KIND, 10_000)
     assert json.loads(body)["_slowjobs"] == {"v": 1, "position": ["fixity-check", 3, 41207], "key": '["a"]'}
-    back = documents.read_assignment(body, ("file_id",))
+    back = documents.read_assignment(body, KIND)
     assert back.position == POSITION
     assert back.request.key == '["a"]'
     assert json.loads(back.request.raw) == json.loads(raw)
@@ -38,7 +38,7 @@ def test_a_request_that_grows_over_nsqds_limit_on_its_way_is_too_large() -> None
 def test_numbers_keep_every_digit_on_their_way() -> None:
     raw = b'{"file_id": "a", "n": 1.00000000000000000001, "big": 1e200000}'
     _, body = documents.write_assignment(raw, POSITION, KIND, 10_000)
-    assert documents.read_assignment(body, ("file_id",)).request.raw == raw
+    assert documents.read_assignment(body, KIND).request.raw == raw
 
 
 def test_an_empty_object_gets_no_comma() -> None:
@@ -46,7 +46,7 @@ def test_an_empty_object_gets_no_comma() -> None:
 
 
 def test_an_object_published_by_hand_is_an_assignment_without_position() -> None:
-    back = documents.read_assignment(b'{"file_id": "a"}', ("file_id",))
+    back = documents.read_assignment(b'{"file_id": "a"}', KIND)
     assert back.position is None
     assert back.request.key == '["a"]'
 
@@ -55,7 +55,7 @@ def test_an_object_published_by_hand_is_an_assignment_without_position() -> None
 def test_a_document_of_another_version_is_refused_by_name(version: str) -> None:
     body = b'{"file_id": "a", "_slowjobs": {"v": %s}}' % version.encode()
     with pytest.raises(documents.UnknownVersionError, match="expected version 1"):
-        documents.read_assignment(body, ("file_id",))
+        documents.read_assignment(body, KIND)
     with pytest.raises(documents.UnknownVersionError, match="expected version 1"):
         documents.read_result(body)
 
@@ -63,7 +63,7 @@ def test_a_document_of_another_version_is_refused_by_name(version: str) -> None:
 @pytest.mark.parametrize("ours", [b'{"v": 1}', b'{"v": 1, "key": "k", "position": 3}', b'{"v": 1, "key": "k"}'])
 def test_a_message_whose_member_of_ours_is_broken_is_refused(ours: bytes) -> None:
     with pytest.raises(kinds.RejectedError, match="member-type"):
-        documents.read_assignment(b'{"file_id": "a", "_slowjobs": %s}' % ours, ("file_id",))
+        documents.read_assignment(b'{"file_id": "a", "_slowjobs": %s}' % ours, KIND)
 
 
 def test_a_dead_letter_carries_an_object_as_it_is_and_anything_else_in_base64() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from slowjobs import kinds, settings
 
-FIXITY = settings.Kind(type="job", key=("file_id",))
+FIXITY = settings.JobKind(type="job", key=("file_id",))
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -62,7 +62,7 @@ def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
 
 
 def test_the_key_is_the_array_of_its_members_with_a_space_after_each_comma() -> None:
-    kind = settings.Kind(type="job", key=("a", "b"))
+    kind = settings.JobKind(type="job", key=("a", "b"))
     assert kinds.parse('{"b": 7, "a": "ü\\"", "c": null}'.encode(), kind).key == '["ü\\"", 7]'
 
 
@@ -86,8 +86,82 @@ def test_what_is_accepted_is_exactly_what_was_sent(members: dict[str, object], f
 @pytest.mark.parametrize("result", [{"status": 3}, {"status": None}, {"hit": "yes"}, {"hit": None}])
 def test_a_result_with_a_wrong_status_or_hit_is_refused(result: dict[str, object]) -> None:
     with pytest.raises(kinds.RejectedError, match="member-type"):
-        kinds.job_outcome(result)
+        kinds.outcome(result, FIXITY)
 
 
 def test_a_result_without_status_and_hit_is_a_successful_hit() -> None:
-    assert kinds.job_outcome({}) == ("success", True)
+    assert kinds.outcome({}, FIXITY) == kinds.Outcome("success", True)
+
+
+INGEST = settings.IngestKind(type="ingest")
+INGEST_REQUEST = {
+    "link_source": "doi",
+    "link_source_id": "10.123/abc",
+    "ingest_type": "pdf",
+    "base_url": "https://example.org/paper",
+}
+INGEST_RESULT = {"request": INGEST_REQUEST, "hit": False, "status": "no-pdf-link"}
+
+
+def test_an_ingest_request_has_two_keys_and_requests_can_share_a_result() -> None:
+    request = kinds.parse(json.dumps({**INGEST_REQUEST, "ext_ids": {"doi": "10.123/abc"}}).encode(), INGEST)
+    assert request.key == '["doi", "10.123/abc", "pdf", "https://example.org/paper"]'
+    assert request.result_key == '["pdf", "https://example.org/paper"]'
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("link_source", 5),
+        ("link_source", ""),
+        ("link_source_id", 5),
+        ("link_source_id", ""),
+        ("ingest_type", "movie"),
+        ("ingest_type", 3),
+        ("base_url", "example.org/paper"),
+        ("base_url", ""),
+        ("base_url", 7),
+    ],
+)
+def test_an_ingest_request_that_its_table_or_a_handler_could_not_use_is_refused(member: str, value: object) -> None:
+    with pytest.raises(kinds.RejectedError, match=f"member-type: '{member}': expected"):
+        kinds.parse(json.dumps({**INGEST_REQUEST, member: value}).encode(), INGEST)
+
+
+@pytest.mark.parametrize("member", INGEST_REQUEST)
+def test_an_ingest_request_without_a_member_of_its_key_is_refused(member: str) -> None:
+    rest = {name: value for name, value in INGEST_REQUEST.items() if name != member}
+    with pytest.raises(kinds.RejectedError, match=f"member-missing: '{member}'"):
+        kinds.parse(json.dumps(rest).encode(), INGEST)
+
+
+def test_an_ingest_result_says_what_its_table_holds() -> None:
+    terminal = {
+        "terminal_url": "https://example.org/paper.pdf",
+        "terminal_dt": "20261122103000",
+        "terminal_status_code": 200,
+        "terminal_sha1hex": "a" * 40,
+    }
+    result = {**INGEST_RESULT, "hit": True, "status": "success", "terminal": terminal}
+    assert kinds.outcome(result, INGEST) == kinds.IngestOutcome("success", True, *terminal.values())
+    assert kinds.outcome(INGEST_RESULT, INGEST) == kinds.IngestOutcome("no-pdf-link", False, None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"request": None},
+        {"request": {}},
+        {"hit": None},
+        {"hit": 1},
+        {"status": None},
+        {"terminal": "x"},
+        {"terminal": {"terminal_url": 3}},
+        {"terminal": {"terminal_dt": "2026-11-22"}},
+        {"terminal": {"terminal_status_code": True}},
+        {"terminal": {"terminal_sha1hex": "A" * 40}},
+    ],
+)
+def test_an_ingest_result_that_its_table_could_not_hold_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(kinds.RejectedError, match="member-"):
+        kinds.outcome({**INGEST_RESULT, **change}, INGEST)

@@ -104,7 +104,7 @@ class Bridge(service.Service):
         self._secrets = secrets
         self._stopping = False
         self._lanes = {
-            config.kafka_topic(name): _Lane(name, lane, config.kinds[lane.kind]) for name, lane in config.lanes.items()
+            config.kafka_topic(name): _Lane(name, lane, config.kind_of(name)) for name, lane in config.lanes.items()
         }
         self._read = asyncio.Event()
         #: (topic, partition) -> the next offset; published since the last commit.

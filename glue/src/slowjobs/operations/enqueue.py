@@ -49,7 +49,7 @@ async def enqueue(
     ``progress`` gets the bytes of each line that is dealt with. Empty lines are passed over.
     """
     report = Report()
-    kind = config.kinds[config.lanes[lane].kind]
+    kind = config.kind_of(lane)
     # The longest position there is: what passes here passes the bridge.
     position = documents.Position(config.kafka_topic(lane), 2**31 - 1, 2**63 - 1)
     producer = kafka.Producer(config.kafka, secrets, client_id="slowjobs-enqueue")

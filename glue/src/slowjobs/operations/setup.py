@@ -103,11 +103,13 @@ async def _nsq_channels(config: settings.CliSettings, host: str, only_check: boo
 
 
 def _tables(config: settings.CliSettings, secrets: settings.Credentials, only_check: bool) -> list[Item]:
+    types = {kind.type for kind in config.kinds.values()}
+    names = postgres.tables(types)
     with contextlib.closing(postgres.connect(config.postgresql, secrets, service="setup")) as connection:
-        missing = postgres.missing_tables(connection)
+        missing = postgres.missing_tables(connection, names)
         if missing and not only_check:
-            postgres.make_tables(connection)
-    return [Item("table", name, "postgresql", _state(name not in missing, only_check)) for name in postgres.TABLES]
+            postgres.make_tables(connection, types)
+    return [Item("table", name, "postgresql", _state(name not in missing, only_check)) for name in names]
 
 
 def _state(there: bool, only_check: bool) -> State:

@@ -62,7 +62,7 @@ async def run(config: settings.WorkerSettings, lane: str, lines: Iterable[bytes]
 
 
 async def _try(tried: handler.Handler, config: settings.WorkerSettings, lane: str, line: bytes) -> Try:
-    kind = config.kinds[config.lanes[lane].kind]
+    kind = config.kind_of(lane)
     # The longest position there is: what passes here passes the bridge.
     position = documents.Position(config.kafka_topic(lane), 2**31 - 1, 2**63 - 1)
     try:
@@ -71,4 +71,4 @@ async def _try(tried: handler.Handler, config: settings.WorkerSettings, lane: st
         return Try(None, outcomes.Reject(str(error), error.reason), 0)
     start = time.monotonic()
     outcome = await tried.process(request)
-    return Try(request.key, answers.judge(outcome, config.pool), time.monotonic() - start)
+    return Try(request.key, answers.judge(outcome, config.pool, kind), time.monotonic() - start)

@@ -100,6 +100,7 @@ class _Results:
     """``job_result``: always the newest result of a key."""
 
     def __init__(self, config: settings.PersisterSettings) -> None:
+        self._kinds = config.kinds
         self._lanes = config.lanes
         self._pool_of_topic = {pool.result_topic: name for name, pool in config.pools.items()}
         self.topics = list(self._pool_of_topic)
@@ -107,12 +108,12 @@ class _Results:
 
     def row(self, record: kafka.Record) -> _Row | None:
         members, ours = documents.read_result(record.value)
-        about = [ours.get(name) for name in ("kind", "key", "finished")]
-        if not all(isinstance(value, str) for value in about):
+        kind, key, finished = (str(ours.get(name, "")) for name in ("kind", "key", "finished"))
+        if kind not in self._kinds or not key or not finished:
             raise kinds.RejectedError("member-type", f"{documents.MEMBER!r} is not as a worker writes it")
-        status, hit = kinds.job_outcome(members)
+        outcome = kinds.outcome(members, self._kinds[kind])
         result = documents.without_ours(record.value).decode()
-        return _Row((*about, status, hit, result), record)
+        return _Row((kind, key, finished, outcome.status, outcome.hit, result), record)
 
     def newest(self, earlier: _Row, later: _Row) -> _Row:
         return max(earlier, later, key=lambda row: str(row.values[2]))

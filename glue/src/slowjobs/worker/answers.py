@@ -19,12 +19,12 @@ log = structlog.get_logger()
 _FINISHED = prometheus_client.Counter("slowjobs_finished_tasks_total", "Tries that ended", ["lane", "outcome"])
 
 
-def judge(outcome: outcomes.Outcome, pool: settings.Pool) -> outcomes.Outcome:
-    """Return ``outcome``, or what a result is instead that is no result document or has one of ``retry_statuses``."""
+def judge(outcome: outcomes.Outcome, pool: settings.Pool, kind: settings.Kind) -> outcomes.Outcome:
+    """Return ``outcome``, or what a result is instead that its kind cannot keep or has one of ``retry_statuses``."""
     if not isinstance(outcome, outcomes.Result):
         return outcome
     try:
-        status, _ = kinds.job_outcome(kinds.parse_object(outcome.raw))
+        status = kinds.outcome(kinds.parse_object(outcome.raw), kind).status
     except kinds.RejectedError as error:
         return outcomes.Failed(f"what it gave is not the result object: {error}")
     if status in pool.retry_statuses:
@@ -97,7 +97,7 @@ class Answers:
         document = documents.write_result(
             result.raw,
             {
-                "kind": task.kind,
+                "kind": task.kind_name,
                 "lane": task.lane,
                 "key": request.key,
                 "position": position.as_json() if position else None,
@@ -110,7 +110,7 @@ class Answers:
         if len(document) > kafka.MAX_BODY_BYTES:
             return outcomes.Reject(f"{len(document)} bytes, at most {kafka.MAX_BODY_BYTES}", "result-too-large")
         try:
-            await self._producer.send(self._pool.result_topic, document, key=request.key.encode())
+            await self._producer.send(self._pool.result_topic, document, key=request.result_key.encode())
         except kafka.DeliveryError as error:
             if error.too_large:
                 return outcomes.Reject(str(error), "result-too-large")

@@ -11,7 +11,7 @@ from slowjobs import documents
 if TYPE_CHECKING:
     import asyncio
 
-    from slowjobs import nsq
+    from slowjobs import nsq, settings
     from slowjobs.worker import slots
 
 
@@ -36,7 +36,8 @@ class Task:
     """A delivered request. ``source`` and ``message`` are its newest delivery: what is answered and touched."""
 
     lane: str
-    kind: str
+    kind_name: str
+    kind: settings.Kind
     assignment: documents.Assignment
     source: slots.Source
     message: nsq.Message

@@ -239,18 +239,18 @@ class Worker(service.Service):
 
     def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Reject | None]:
         """Return the task, and why it is not to be tried. Raises documents.UnknownVersionError."""
-        kind = self._config.lanes[source.lane].kind
+        kind = self._config.kind_of(source.lane)
         refusal = None
         try:
-            assignment = documents.read_assignment(message.body, self._config.kinds[kind].key)
+            assignment = documents.read_assignment(message.body, kind)
             if message.attempts > self._config.pool.max_attempts + _UNTRIED_DELIVERIES:
                 refusal = outcomes.Reject(
                     f"no worker has answered {message.attempts - 1} deliveries", "attempts-exhausted"
                 )
         except kinds.RejectedError as error:
-            assignment = documents.Assignment(kinds.Request(message.body, {}, ""), None)
+            assignment = documents.Assignment(kinds.Request(message.body, {}, "", ""), None)
             refusal = outcomes.Reject(error.error, error.reason)
-        return Task(source.lane, kind, assignment, source, message), refusal
+        return Task(source.lane, self._config.lanes[source.lane].kind, kind, assignment, source, message), refusal
 
     # Working
 
@@ -277,7 +277,7 @@ class Worker(service.Service):
         loop = asyncio.get_running_loop()
         while True:
             pool = self._config.pool
-            outcome = answers.judge(await self._in_a_slot(task, turn), pool)
+            outcome = answers.judge(await self._in_a_slot(task, turn), pool, task.kind)
             if not isinstance(outcome, outcomes.Busy):
                 return outcome
             task.parked_at = task.parked_at or loop.time()
