@@ -33,6 +33,8 @@ DEAD_LETTERS = "slowjobs-dead-letters"
 EVENTS = "slowjobs-events"
 #: echoes the request as its result, in a millisecond.
 ECHO = ("/bin/cat",)
+JOB = {"type": "job", "key": ["file_id"]}
+INGEST = {"type": "ingest"}
 
 
 class Service(LocalProcess):
@@ -105,6 +107,7 @@ class Service(LocalProcess):
 class System:
     """One pool and its lanes, one kind, one database; a bridge, two persisters, a worker on each of ``worker_hosts``.
 
+    ``kind`` is as in the files: JOB or INGEST. ``persist_results``: the pool's, for persisters and command line.
     ``lane`` holds the settings of the only lane, ``lanes`` those of several: ``short name -> settings``. Wherever a
     lane is an argument it is the short name, and without it the first lane is meant.
     ``nsqd_hosts``: whom workers take from; the first is the active one, a second the draining one.
@@ -116,6 +119,8 @@ class System:
         services: Services,
         *,
         handler: Sequence[str] = ECHO,
+        kind: dict[str, Any] = JOB,
+        persist_results: str = "full",
         slots: int = 4,
         worker_hosts: Sequence[str] = ("worker1",),
         lane: dict[str, Any] | None = None,
@@ -147,7 +152,10 @@ class System:
         }
         self.workers = {host: self._service(host, ["worker", self.pool]) for host in worker_hosts}
         self.cli_config = self.folder / "slowjobs.toml"
+        self._ingests = kind == INGEST
         self.documents = self._documents(
+            kind=kind,
+            persist_results=persist_results,
             lanes={
                 self.lanes[short]: {"kind": self.kind, "pool": self.pool, **each} for short, each in settings.items()
             },
@@ -193,13 +201,19 @@ class System:
         }
 
     def _documents(
-        self, *, lanes: dict[str, Any], pool: dict[str, Any], nsqd: dict[str, Any]
+        self,
+        *,
+        kind: dict[str, Any],
+        persist_results: str,
+        lanes: dict[str, Any],
+        pool: dict[str, Any],
+        nsqd: dict[str, Any],
     ) -> dict[str, dict[str, Any]]:
         services = self.services
         kafka = {"properties": {"bootstrap.servers": services.kafka.address}}
         postgresql = {"dsn": services.postgresql.dsn(self.database)}
-        common = {"kinds": {self.kind: {"type": "job", "key": ["file_id"]}}, "lanes": lanes}
-        result_topics = {self.pool: {"result_topic": self.result_topic}}
+        common = {"kinds": {self.kind: kind}, "lanes": lanes}
+        result_topics = {self.pool: {"result_topic": self.result_topic, "persist_results": persist_results}}
 
         documents: dict[str, dict[str, Any]] = {
             "bridge": {
@@ -372,11 +386,13 @@ class System:
         return [event for event in self.events() if event["position"] in positions]
 
     def request_rows(self) -> dict[str, dict[str, Any]]:
-        """Return ``file_id -> the request's members`` of the request table."""
+        """Return ``file_id -> the request's members`` of the request table of type ``job``."""
         return {json.loads(key)[0]: row for key, row in self.rows("SELECT key, request FROM job_request")}
 
     def result_rows(self) -> dict[str, str]:
-        """Return ``file_id -> status`` of the result table."""
+        """Return ``file_id -> status`` of the result table, ``base_url -> status`` where the kind is INGEST."""
+        if self._ingests:
+            return dict(self.rows("SELECT base_url, status FROM ingest_file_result"))
         return {json.loads(key)[0]: status for key, status in self.rows("SELECT key, status FROM job_result")}
 
     def rows(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
@@ -443,6 +459,12 @@ class System:
 
 def request(file_id: object, **members: object) -> bytes:
     return json.dumps({"file_id": file_id, **members}).encode()
+
+
+def ingest_request(base_url: str, **members: object) -> bytes:
+    """Return a request of type ``ingest``; ``members`` come over and beside those that it must have."""
+    required = {"link_source": "doi", "link_source_id": "10.123/abc", "ingest_type": "pdf", "base_url": base_url}
+    return json.dumps({**required, **members}).encode()
 
 
 def _refuse(constant: str) -> None:
