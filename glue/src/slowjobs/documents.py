@@ -75,6 +75,12 @@ def write_assignment(
     return request, body
 
 
+def check_request(raw: bytes, topic: str, kind: settings.Kind, max_bytes: int) -> kinds.Request:
+    """Check a request that is not on Kafka yet: what passes here passes the bridge. Raises kinds.RejectedError."""
+    longest = Position(topic, 2**31 - 1, 2**63 - 1)
+    return write_assignment(raw, longest, kind, max_bytes)[0]
+
+
 def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:
     """Read an NSQ message. Raises kinds.RejectedError, or UnknownVersionError."""
     members = kinds.parse_object(body)

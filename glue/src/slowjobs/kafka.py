@@ -82,13 +82,24 @@ class ProducerFailedError(Exception):
     """librdkafka has given the producer up, to keep order and uniqueness: only a new process helps."""
 
 
+#: where a message is now, or why it is nowhere.
+_Answer = documents.Position | confluent_kafka.KafkaError
+
+
 class Producer:
     """A producer whose ``send`` can be awaited: it returns once all in-sync replicas have the message.
 
-    Kafka away: waits for it, for as long as it takes. Used from one event loop.
+    Kafka away: waits for it, for as long as it takes or ``timeout_seconds``. Used from one event loop.
     """
 
-    def __init__(self, kafka: settings.Kafka, secrets: settings.Credentials, *, client_id: str) -> None:
+    def __init__(
+        self,
+        kafka: settings.Kafka,
+        secrets: settings.Credentials,
+        *,
+        client_id: str,
+        timeout_seconds: float = 0,
+    ) -> None:
         self._producer = confluent_kafka.Producer(
             properties(
                 kafka,
@@ -98,7 +109,7 @@ class Producer:
                     "enable.idempotence": True,
                     "acks": "all",
                     "message.max.bytes": MAX_MESSAGE_BYTES,
-                    "message.timeout.ms": 0,  # for ever
+                    "message.timeout.ms": int(timeout_seconds * 1000),  # 0: for ever
                     # A slot waits for each event; batches form by themselves while earlier ones are on their way.
                     "linger.ms": 0,
                     "socket.nagle.disable": True,
@@ -108,7 +119,7 @@ class Producer:
         self._loop = asyncio.get_running_loop()
         self._failed: asyncio.Future[None] = self._loop.create_future()
         #: Kafka's answers on their way from the poller's thread, and whether the loop knows that there are any.
-        self._answers: deque[tuple[asyncio.Future[int], confluent_kafka.KafkaError | None, int | None, str]] = deque()
+        self._answers: deque[tuple[asyncio.Future[documents.Position], _Answer, str]] = deque()
         self._told = False
         self._closing = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="kafka-producer", daemon=True)
@@ -122,12 +133,16 @@ class Producer:
         """Never return; raise ProducerFailedError when no message can be sent any more."""
         await asyncio.shield(self._failed)
 
-    async def send(self, topic: str, value: bytes, *, key: bytes | None = None) -> int:
-        """Return the offset of the message once it is safe. Raises DeliveryError."""
-        delivered: asyncio.Future[int] = self._loop.create_future()
+    async def send(self, topic: str, value: bytes, *, key: bytes | None = None) -> documents.Position:
+        """Return where the message is once it is safe. Raises DeliveryError.
+
+        One that was given up after ``timeout_seconds`` may be on Kafka all the same: only its answer did not come.
+        """
+        delivered: asyncio.Future[documents.Position] = self._loop.create_future()
 
         def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
-            self._answers.append((delivered, error, message.offset(), topic))
+            position = documents.Position(topic, message.partition() or 0, message.offset() or 0)
+            self._answers.append((delivered, position if error is None else error, topic))
             if not self._told:
                 self._told = True
                 self._loop.call_soon_threadsafe(self._settle_all)
@@ -139,7 +154,7 @@ class Producer:
             except BufferError:
                 await asyncio.sleep(0.05)  # librdkafka's queue is full: its own limit is the back-pressure
             except confluent_kafka.KafkaException as error:
-                self._settle(delivered, error.args[0], None, topic)
+                self._settle(delivered, error.args[0], topic)
                 break
         return await delivered
 
@@ -148,23 +163,17 @@ class Producer:
         while self._answers:
             self._settle(*self._answers.popleft())
 
-    def _settle(
-        self,
-        delivered: asyncio.Future[int],
-        error: confluent_kafka.KafkaError | None,
-        offset: int | None,
-        topic: str,
-    ) -> None:
-        if error is not None and error.code() == confluent_kafka.KafkaError._FATAL:
+    def _settle(self, delivered: asyncio.Future[documents.Position], answer: _Answer, topic: str) -> None:
+        if isinstance(answer, confluent_kafka.KafkaError) and answer.code() == confluent_kafka.KafkaError._FATAL:
             # Its sender is not told, so it acknowledges nothing; ``watch`` ends the process.
             if not self._failed.done():
-                self._failed.set_exception(ProducerFailedError(error.str()))
+                self._failed.set_exception(ProducerFailedError(answer.str()))
         elif delivered.done():
             return  # its waiter was cancelled
-        elif error is None:
-            delivered.set_result(offset or 0)
+        elif isinstance(answer, confluent_kafka.KafkaError):
+            delivered.set_exception(DeliveryError(answer, topic))
         else:
-            delivered.set_exception(DeliveryError(error, topic))
+            delivered.set_result(answer)
 
     async def send_for_sure(self, topic: str, value: bytes) -> None:
         """Return once the message is safe, however long Kafka refuses it."""

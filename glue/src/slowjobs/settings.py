@@ -6,12 +6,11 @@ Each service has a file of its own with just what it needs (docs/architecture.md
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -375,6 +374,31 @@ class WorkerSettings(_Lanes):
         )
 
 
+class IntakeSettings(_Lanes):
+    """``intake.toml``: the lanes that take requests over HTTP. Their tokens are a credential."""
+
+    service: Literal["intake"]
+    state_address: AddressField
+    listen_address: AddressField
+    max_message_bytes: MessageBytes = DEFAULT_MESSAGE_BYTES
+    #: bytes of one body, unpacked.
+    max_body_bytes: Annotated[int, Field(gt=0)] = 16 * 1024 * 1024
+    #: bytes of all bodies that are being read, or that Kafka has not acknowledged.
+    max_unacknowledged_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
+    #: seconds that a client gets to send a body, and that Kafka gets to acknowledge a request.
+    body_timeout_seconds: Seconds = 60
+    kafka_timeout_seconds: Seconds = 15
+
+    @pydantic.model_validator(mode="after")
+    def _a_body_fits(self) -> IntakeSettings:
+        if self.max_body_bytes > self.max_unacknowledged_bytes:
+            raise ValueError(
+                f"max_body_bytes: got {self.max_body_bytes}, expected at most max_unacknowledged_bytes, "
+                f"{self.max_unacknowledged_bytes}"
+            )
+        return self
+
+
 class Policy(_Section):
     """Which old requests are sent again, onto ``lane``: those of its kind, of the last ``window_days``.
 
@@ -413,11 +437,19 @@ class CliSettings(_PoolsOfLanes):
         return self
 
 
-AnySettings = BridgeSettings | PersisterSettings | WorkerSettings | CliSettings
+AnySettings = BridgeSettings | PersisterSettings | WorkerSettings | IntakeSettings | CliSettings
 S = TypeVar("S", bound=AnySettings)
+D = TypeVar("D")
 _ADAPTER: pydantic.TypeAdapter[AnySettings] = pydantic.TypeAdapter(
     Annotated[AnySettings, Field(discriminator="service")]
 )
+
+
+#: characters; what is shorter can be guessed.
+MIN_TOKEN_CHARACTERS = 16
+_Token = Annotated[str, Field(pattern=rf"^[!-~]{{{MIN_TOKEN_CHARACTERS},}}$")]
+_TOKENS = pydantic.TypeAdapter(dict[str, tuple[_Token, ...]])
+_PROPERTIES = pydantic.TypeAdapter(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -426,6 +458,8 @@ class Credentials:
 
     kafka: dict[str, str]
     postgresql_password: str | None
+    #: ``lane -> tokens``, each of which is good for it.
+    intake_tokens: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return "Credentials(***)"
@@ -480,14 +514,24 @@ def fingerprint(path: Path) -> str:
 def credentials() -> Credentials:
     """Read what systemd handed to this service, or root's own copies for the command line. Each file is optional."""
     folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", CONFIG_DIRECTORY / "credentials"))
-    kafka = _secret(folder / "kafka.json")
+    return Credentials(
+        _secret_document(folder / "kafka.json", _PROPERTIES, "a JSON object of librdkafka properties"),
+        _secret(folder / "postgresql_password"),
+        _secret_document(
+            folder / "intake_tokens.json",
+            _TOKENS,
+            f"a JSON object from lanes to lists of tokens, each of at least {MIN_TOKEN_CHARACTERS} printable "
+            "ASCII characters without spaces",
+        ),
+    )
+
+
+def _secret_document(path: Path, adapter: pydantic.TypeAdapter[D], wanted: str) -> D:
     try:
-        properties: Any = json.loads(kafka) if kafka else {}
-    except ValueError:
-        properties = None
-    if not isinstance(properties, dict):
-        raise ConfigurationError(f"{folder / 'kafka.json'}: expected a JSON object of librdkafka properties")
-    return Credentials(properties, _secret(folder / "postgresql_password"))
+        return adapter.validate_json(_secret(path) or "{}")
+    except pydantic.ValidationError:
+        # Without its cause, which quotes the secret.
+        raise ConfigurationError(f"{path}: expected {wanted}") from None
 
 
 def _secret(path: Path) -> str | None:

@@ -1,4 +1,5 @@
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -191,8 +192,32 @@ def test_a_password_in_the_dsn_is_refused(dsn: str) -> None:
 def test_credentials_are_read_from_files_and_never_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "postgresql_password").write_text("hush\n")
     (tmp_path / "kafka.json").write_text('{"sasl.password": "hush"}')
+    (tmp_path / "intake_tokens.json").write_text('{"fixity-check": ["hush-hush-hush-hush"]}')
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     secrets = settings.credentials()
     assert secrets.postgresql_password == "hush"  # noqa: S105
     assert secrets.kafka == {"sasl.password": "hush"}
+    assert secrets.intake_tokens == {"fixity-check": ("hush-hush-hush-hush",)}
     assert "hush" not in repr(secrets)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("kafka.json", "hush"),
+        ("kafka.json", '["hush"]'),
+        ("intake_tokens.json", '["hush-hush-hush-hush"]'),
+        ("intake_tokens.json", '{"fixity-check": "hush-hush-hush-hush"}'),
+        ("intake_tokens.json", '{"fixity-check": ["hush-hush-hush"]}'),
+        ("intake_tokens.json", '{"fixity-check": ["hush hush hush hush"]}'),
+        ("intake_tokens.json", '{"fixity-check": ["hush-hush-hush-hush\\n"]}'),
+    ],
+)
+def test_a_secret_of_another_form_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(settings.ConfigurationError, match=f"{name}: expected a JSON object") as refused:
+        settings.credentials()
+    assert "hush" not in "".join(traceback.format_exception(refused.value))
