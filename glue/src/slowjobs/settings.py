@@ -287,6 +287,9 @@ class _Lanes(_Section):
             for name, lane in self.lanes.items()
             if lane.kind not in self.kinds
         ]
+        ingest = [name for name, kind in self.kinds.items() if kind.type == "ingest"]
+        if len(ingest) > 1:
+            mistakes.append(f"kinds: {' and '.join(ingest)} are of type ingest and would share its tables; at most one")
         topics: dict[str, str] = {}
         for name in self.lanes:
             other = topics.setdefault(self.kafka_topic(name), name)
@@ -491,13 +494,19 @@ def load_any(path: Path) -> AnySettings:
 def _mistakes(error: pydantic.ValidationError) -> list[str]:
     lines = []
     for mistake in error.errors(include_url=False, include_context=False):
-        place = ".".join(str(part) for part in mistake["loc"][1:]) or "the file as a whole"
+        place = ".".join(str(part) for part in _place(mistake["loc"])) or "the file as a whole"
         got = mistake["input"]
         # Our own validators' messages say what is to be said; one of them is about a secret.
         ours = mistake["type"] == "value_error" or isinstance(got, dict | pydantic.BaseModel)
         shown = "" if ours else f" (got {got!r})"
         lines.append(f"{place}: {mistake['msg'].removeprefix('Value error, ')}{shown}")
     return lines
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Return where in the file: without the type by which pydantic chose a service's or a kind's fields."""
+    of_service = loc[1:]
+    return (*of_service[:2], *of_service[3:]) if of_service[:1] == ("kinds",) else of_service
 
 
 def fingerprint(path: Path) -> str:

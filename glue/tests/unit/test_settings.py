@@ -221,3 +221,15 @@ def test_a_secret_of_another_form_is_refused_and_not_shown(
     with pytest.raises(settings.ConfigurationError, match=f"{name}: expected a JSON object") as refused:
         settings.credentials()
     assert "hush" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_only_one_kind_is_of_type_ingest_because_there_is_one_set_of_tables(tmp_path: Path) -> None:
+    said = mistakes(tmp_path, WORKER + '[kinds.a]\ntype = "ingest"\n[kinds.b]\ntype = "ingest"\n')
+    assert "kinds: a and b are of type ingest" in said
+
+
+def test_a_kind_of_another_type_or_without_its_key_is_named(tmp_path: Path) -> None:
+    said = mistakes(tmp_path, WORKER.replace('key = ["file_id"]', "") + '[kinds.a]\ntype = "movie"\n')
+    assert "kinds.fixity.key: Field required" in said
+    assert "kinds.a: " in said
+    assert "'job', 'ingest'" in said
