@@ -388,8 +388,9 @@ class IntakeSettings(_Lanes):
     max_body_bytes: Annotated[int, Field(gt=0)] = 16 * 1024 * 1024
     #: bytes of all bodies that are being read, or that Kafka has not acknowledged.
     max_unacknowledged_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
-    #: seconds that a client gets to send a body, and that Kafka gets to acknowledge a request.
-    body_timeout_seconds: Seconds = 60
+    #: seconds that a client gets to send a body, or may keep a connection without a request.
+    client_timeout_seconds: Seconds = 60
+    #: seconds that Kafka gets to acknowledge a request.
     kafka_timeout_seconds: Seconds = 15
 
     @pydantic.model_validator(mode="after")

@@ -21,6 +21,7 @@ def main() -> None:
 for _command in (
     services.bridge_command,
     services.persister_command,
+    services.intake_command,
     services.worker_command,
     site.setup_command,
     site.check_command,

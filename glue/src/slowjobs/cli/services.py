@@ -10,6 +10,7 @@ import click
 from slowjobs import documents, kafka, service, settings
 from slowjobs.bridge import bridge
 from slowjobs.cli import common
+from slowjobs.intake import intake
 from slowjobs.persister import persister
 from slowjobs.worker import worker as worker_
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _serve(
-    config: settings.BridgeSettings | settings.PersisterSettings | settings.WorkerSettings,
+    config: settings.BridgeSettings | settings.PersisterSettings | settings.WorkerSettings | settings.IntakeSettings,
     path: Path,
     name: str,
     make: Callable[[], service.Service],
@@ -64,6 +65,15 @@ def persister_command(instance: str, path: Path | None) -> None:
     if config.instance != instance:
         common.fail(f"{path}: is the persister of {config.instance}, not of {instance}", common.EXIT_USAGE)
     _serve(config, path, f"slowjobs-persister@{instance}", lambda: persister.Persister(config, secrets))
+
+
+@click.command("intake")
+@common.config_option()
+def intake_command(path: Path | None) -> None:
+    """Run the intake: requests from HTTP to Kafka."""
+    path = path or settings.CONFIG_DIRECTORY / "intake.toml"
+    config, secrets = common.load(path, settings.IntakeSettings)
+    _serve(config, path, "slowjobs-intake", lambda: intake.Intake(config, secrets))
 
 
 @click.command("worker")

@@ -64,7 +64,7 @@ async def run(config: settings.WorkerSettings, lane: str, lines: Iterable[bytes]
 async def _try(tried: handler.Handler, config: settings.WorkerSettings, lane: str, line: bytes) -> Try:
     kind = config.kind_of(lane)
     # The longest position there is: what passes here passes the bridge.
-    position = documents.Position(config.kafka_topic(lane), 2**31 - 1, 2**63 - 1)
+    position = documents.longest_position(config.kafka_topic(lane))
     try:
         request, _ = documents.write_assignment(line, position, kind, config.nsqd.max_message_bytes)
     except kinds.RejectedError as error:
