@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 VERSION = 1
 #: the member of ours in a request on NSQ and in a result.
 MEMBER = "_slowjobs"
+#: bytes; what ``write_assignment`` adds is less: a key that needs an escape for every byte, and the longest topic.
+_MOST_ADDED_BYTES = 2 * kinds.MAX_KEY_BYTES + 500
 
 
 class UnknownVersionError(Exception):
@@ -75,10 +77,19 @@ def write_assignment(
     return request, body
 
 
-def check_request(raw: bytes, topic: str, kind: settings.Kind, max_bytes: int) -> kinds.Request:
-    """Check a request that is not on Kafka yet: what passes here passes the bridge. Raises kinds.RejectedError."""
-    longest = Position(topic, 2**31 - 1, 2**63 - 1)
-    return write_assignment(raw, longest, kind, max_bytes)[0]
+def longest_position(topic: str) -> Position:
+    """Return a position for a request that has none yet: what is not too large with this one never is."""
+    return Position(topic, 2**31 - 1, 2**63 - 1)
+
+
+def check_request(raw: bytes, position: Position, kind: settings.Kind, max_bytes: int) -> kinds.Request:
+    """Check a request as ``write_assignment`` does, at less cost: only what is near ``max_bytes`` is written.
+
+    Raises kinds.RejectedError.
+    """
+    if len(raw) > max_bytes - _MOST_ADDED_BYTES:
+        return write_assignment(raw, position, kind, max_bytes)[0]
+    return kinds.parse(raw, kind)
 
 
 def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:

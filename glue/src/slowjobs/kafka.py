@@ -37,6 +37,10 @@ TIMEOUT_SECONDS = 10.0
 _FETCH_AHEAD_KIBIBYTES = 16 * 1024
 #: messages that a BulkProducer has under way.
 _BULK_MESSAGES = 10_000
+#: KiB of them.
+_BULK_KIBIBYTES = 64 * 1024
+#: librdkafka's own words for a broker that does not answer.
+_NO_ANSWER = (confluent_kafka.KafkaError._TRANSPORT, confluent_kafka.KafkaError._TIMED_OUT)
 
 
 def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: object) -> dict[str, Any]:
@@ -195,21 +199,41 @@ class Producer:
         await asyncio.to_thread(self._poller.join)
 
 
-@dataclass(frozen=True)
 class Delivered:
-    """Where a message that was sent is, and when it was produced."""
+    """Where a message that was sent is, and when it was produced: worked out only for who asks."""
 
-    position: documents.Position
-    created: datetime
+    def __init__(self, message: confluent_kafka.Message) -> None:
+        self._message = message
+
+    @property
+    def position(self) -> documents.Position:
+        """Where the message is."""
+        return Record.of(self._message).position
+
+    @property
+    def created(self) -> datetime:
+        """When it was produced."""
+        return Record.of(self._message).created
 
 
 class BulkProducer:
     """A producer for commands that send many messages: called from one thread, answers through callbacks.
 
-    Kafka away: waits for it. Callbacks run inside ``send``, ``poll`` and ``flush``.
+    Kafka away: waits for it; ``away`` hears of it once, until Kafka answers again. All callbacks run inside ``send``,
+    ``poll``, ``flush`` and ``has_topic``. The latter raise ProducerFailedError when no message can be sent any more.
     """
 
-    def __init__(self, kafka: settings.Kafka, secrets: settings.Credentials, *, client_id: str) -> None:
+    def __init__(
+        self,
+        kafka: settings.Kafka,
+        secrets: settings.Credentials,
+        *,
+        client_id: str,
+        away: Callable[[str], None] = lambda error: log.warning("server.away", server="kafka", error=error),
+    ) -> None:
+        self._tell_away = away
+        self._is_away = False
+        self._error = ""
         self._producer = confluent_kafka.Producer(
             properties(
                 kafka,
@@ -222,34 +246,60 @@ class BulkProducer:
                     "message.timeout.ms": 0,  # for ever
                     "linger.ms": 20,
                     "queue.buffering.max.messages": _BULK_MESSAGES,
+                    "queue.buffering.max.kbytes": _BULK_KIBIBYTES,
+                    "error_cb": self._hear,
                 },
             )
         )
+
+    def _hear(self, error: confluent_kafka.KafkaError) -> None:
+        if error.code() != confluent_kafka.KafkaError._ALL_BROKERS_DOWN:
+            self._error = error.str()  # which says more than that all are down
+        elif not self._is_away:
+            self._is_away = True
+            self._tell_away(self._error)
+
+    def has_topic(self, topic: str) -> bool:
+        """Tell whether ``topic`` is there, once Kafka answers. Raises confluent_kafka.KafkaException."""
+        while True:
+            self._producer.poll(0)
+            try:
+                topics = self._producer.list_topics(timeout=1).topics
+            except confluent_kafka.KafkaException as error:
+                if error.args[0].code() not in _NO_ANSWER:
+                    raise
+            else:
+                self._is_away = False
+                return topic in topics
 
     def send(
         self,
         topic: str,
         value: bytes,
         *,
-        key: bytes,
+        key: bytes | None,
         then: Callable[[Delivered | DeliveryError], None],
         headers: Mapping[str, bytes] | None = None,
     ) -> None:
         """Queue a message; blocks while the queue is full. ``then`` hears once what became of it."""
 
         def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
-            then(DeliveryError(error, topic) if error is not None else _where(message))
+            if error is None:
+                self._is_away = False
+                then(Delivered(message))
+            elif error.code() == confluent_kafka.KafkaError._FATAL:
+                raise ProducerFailedError(error.str())
+            else:
+                then(DeliveryError(error, topic))
 
         while True:
             try:
-                self._producer.produce(
-                    topic, value, key=key, on_delivery=_delivered, headers=list((headers or {}).items())
-                )
+                self._producer.produce(topic, value, key, on_delivery=_delivered, headers=headers)
                 break
             except BufferError:
                 self._producer.poll(0.1)
             except confluent_kafka.KafkaException as error:
-                then(DeliveryError(error.args[0], topic))
+                _delivered(error.args[0], None)
                 break
 
     def poll(self) -> None:
@@ -259,11 +309,6 @@ class BulkProducer:
     def flush(self, timeout_seconds: float) -> int:
         """Wait for all answers; return how many are still missing at the time-out."""
         return int(self._producer.flush(timeout_seconds))
-
-
-def _where(message: confluent_kafka.Message) -> Delivered:
-    record = Record.of(message)
-    return Delivered(record.position, record.created)
 
 
 class FencedError(Exception):
@@ -467,6 +512,35 @@ def _records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
             log.warning("kafka.consume", topic=message.topic(), code=error.name(), error=error.str())
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far a group has come in a partition: the offset that it takes next, and that of the next message to come.
+
+    ``next`` is never below the oldest message that is there: what retention took, nobody gets any more.
+    """
+
+    next: int
+    end: int
+
+
+def reach(client: confluent_kafka.Consumer, topics: Iterable[str]) -> dict[str, list[Reach] | None]:
+    """Return how far the group of ``client``, a ``reader``, has come: ``topic -> one for each partition``, in order.
+
+    None for a topic that is not there. Raises confluent_kafka.KafkaException when no broker answers.
+    """
+    known = client.list_topics(timeout=TIMEOUT_SECONDS).topics
+    return {topic: _reach(client, topic, known[topic].partitions) if topic in known else None for topic in topics}
+
+
+def _reach(client: confluent_kafka.Consumer, topic: str, partitions: Iterable[int]) -> list[Reach]:
+    wanted = [confluent_kafka.TopicPartition(topic, number) for number in sorted(partitions)]
+    reaches = []
+    for committed in client.committed(wanted, timeout=TIMEOUT_SECONDS):
+        low, high = client.get_watermark_offsets(committed, timeout=TIMEOUT_SECONDS)
+        reaches.append(Reach(max(low, committed.offset), high))
+    return reaches
+
+
 def lag(
     kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, topics: Sequence[str]
 ) -> dict[str, int | None]:
@@ -475,17 +549,11 @@ def lag(
     Raises confluent_kafka.KafkaException when no broker answers.
     """
     with contextlib.closing(reader(kafka, secrets, group=group)) as client:
-        known = client.list_topics(timeout=TIMEOUT_SECONDS).topics
-        return {topic: _lag(client, topic, known[topic].partitions) if topic in known else None for topic in topics}
-
-
-def _lag(client: confluent_kafka.Consumer, topic: str, partitions: Mapping[int, object]) -> int:
-    wanted = [confluent_kafka.TopicPartition(topic, number) for number in partitions]
-    total = 0
-    for committed in client.committed(wanted, timeout=TIMEOUT_SECONDS):
-        low, high = client.get_watermark_offsets(committed, timeout=TIMEOUT_SECONDS)
-        total += high - max(low, committed.offset)
-    return total
+        reaches = reach(client, topics)
+    return {
+        topic: None if partitions is None else sum(each.end - each.next for each in partitions)
+        for topic, partitions in reaches.items()
+    }
 
 
 def reader(kafka: settings.Kafka, secrets: settings.Credentials, *, group: str) -> confluent_kafka.Consumer:

@@ -76,7 +76,7 @@ def parse_object(raw: bytes) -> JsonObject:
     """Return the JSON object in ``raw``. Raises RejectedError for what PostgreSQL or a handler could choke on."""
     text = _decode(raw)
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_integer)
+        value = _decode_json(text)
     except RecursionError:
         raise RejectedError("too-deep", f"over {MAX_DEPTH} levels") from None
     except ValueError as error:
@@ -100,7 +100,7 @@ def key_text(members: JsonObject, names: Sequence[str]) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise RejectedError("member-type", f"{name!r}: expected a string or an integer, got {_json_type(value)}")
         values.append(value)
-    key = json.dumps(values, ensure_ascii=False)
+    key = _encode_json(values)
     size = len(key.encode())
     if size > MAX_KEY_BYTES:
         raise RejectedError("key-too-long", f"{size} bytes, at most {MAX_KEY_BYTES}")
@@ -204,6 +204,11 @@ def _integer(digits: str) -> int | float:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+# Made once: json.loads and json.dumps make a new one at each call that has arguments.
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer).decode
+_encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _check_depth(value: JsonObject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -59,6 +60,30 @@ def configuration_errors() -> Iterator[None]:
         yield
     except settings.ConfigurationError as error:
         fail(str(error), EXIT_USAGE)
+
+
+class Interrupted(BaseException):
+    """A signal came that asks this command to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        #: as shells say it
+        self.exit_status = 128 + number
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise Interrupted for Ctrl-C and SIGTERM, so that a command can say how far it got."""
+
+    def _interrupt(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(message: str, status: int) -> NoReturn:
