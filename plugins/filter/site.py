@@ -37,7 +37,13 @@ _LANE_MEMBERS = {"kind", "pool", "kafka_topic", "weight", "max_outstanding", "sa
 _POOL_MEMBERS = {
     "handler", "packages", "files", "slots", "hosts", "max_concurrent", "state_port", "task_timeout_seconds",
     "drain_timeout_seconds", "park_limit_seconds", "max_attempts", "retry", "retry_statuses", "recycle", "result_topic",
+    "persist_results",
 }  # fmt: skip
+_POLICY_MEMBERS = {
+    "lane", "on_calendar", "window_days", "result_older_than_days", "statuses", "exclude_statuses", "limit",
+    "cool_down_hours",
+}  # fmt: skip
+_PERSIST_RESULTS = ("full", "status", "none")
 _HANDLER_MEMBERS = {"command", "python", "options", "preload"}
 _RETRY_MEMBERS = {"base_seconds", "cap_seconds"}
 _RECYCLE_MEMBERS = {"tasks", "megabytes"}
@@ -47,7 +53,7 @@ _PORTS = {
     "kafka": {9092: "Kafka", 9093: "Kafka's controller"},
     "postgresql": {5432: "PostgreSQL"},
     "nsqd": {4150: "nsqd", 4151: "nsqd's HTTP API"},
-    "bridge": {9301: "the bridge"},
+    "bridge": {8301: "the intake", 9301: "the bridge", 9304: "the intake's state"},
     "persister": {9302: "persister requests", 9303: "persister results"},
 }
 _OUR_GROUPS = ("kafka", "postgresql", "nsqd", "bridge", "persister", "worker")
@@ -85,6 +91,7 @@ _SHAPES: dict[str, dict[str, Shape]] = {
         "recycle": _MAPPING,
     },
     "lanes": {"kind": _TEXT, "pool": _TEXT, "kafka_topic": _TEXT},
+    "reenqueue_policies": {"lane": _TEXT, "statuses": _NAMES, "exclude_statuses": _NAMES},
 }
 
 
@@ -132,7 +139,7 @@ def _list(names: object) -> str:
     return ", ".join(sorted(map(str, names))) or "none"  # type: ignore[call-overload]
 
 
-def _is_seconds(value: object) -> bool:
+def _is_above_zero(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
@@ -182,7 +189,7 @@ def _nsqd(site: Site) -> Iterator[str]:
         for name, pool in sorted(site["pools"].items()):
             task = pool.get("task_timeout_seconds", TASK_TIMEOUT_SECONDS)
             park = pool.get("park_limit_seconds", PARK_LIMIT_SECONDS)
-            if not _is_seconds(task) or not _is_seconds(park):
+            if not _is_above_zero(task) or not _is_above_zero(park):
                 continue
             longest = longest_delivery_seconds({name: pool})
             if limit <= longest:
@@ -230,11 +237,22 @@ def _kinds(site: Site) -> Iterator[str]:
     for name, kind in sorted(site["kinds"].items()):
         place = f"slowjobs_kinds.{name}"
         yield from _unknown_members(place, kind, _KIND_MEMBERS)
-        if kind.get("type") != "job":
-            yield f"{place}.type: got {kind.get('type')!r}, wanted job."
-        key = kind.get("key")
+        type_, key = kind.get("type"), kind.get("key")
+        if type_ == "ingest":
+            if "key" in kind:
+                yield f"{place}.key: given, but the key of type ingest is that of its table. Take it out."
+            continue
+        if type_ != "job":
+            yield f"{place}.type: got {type_!r}, wanted job or ingest."
         if not isinstance(key, list) or not key or not all(isinstance(member, str) and member for member in key):
             yield f"{place}.key: got {key!r}, wanted a list of the members that identify a request, such as [file_id]."
+
+    ingest = [name for name, kind in site["kinds"].items() if kind.get("type") == "ingest"]
+    if len(ingest) > 1:
+        yield (
+            f"slowjobs_kinds: got {len(ingest)} of type ingest ({_list(ingest)}), which would share their rows; "
+            "wanted one. Lanes may share a kind."
+        )
 
 
 def _lanes(site: Site) -> Iterator[str]:
@@ -283,6 +301,9 @@ def _pools(site: Site) -> Iterator[str]:
             yield f"{place}.result_topic: got {result_topic}, which is lane {topics[result_topic]}'s own Kafka topic."
         elif result_topic == DEAD_LETTERS_TOPIC:
             yield f"{place}.result_topic: got {result_topic}, which is the topic of dead letters. Name another."
+        if pool.get("persist_results", "full") not in _PERSIST_RESULTS:
+            wanted = ", ".join(_PERSIST_RESULTS)
+            yield f"{place}.persist_results: got {pool['persist_results']!r}, wanted one of {wanted}."
         yield from _pool_figures(place, pool)
         yield from _pool_files(place, pool, site["directory"])
         yield from _pool_hosts(place, pool, site["groups"]["worker"])
@@ -342,7 +363,7 @@ def _pool_figures(place: str, pool: Mapping[str, Any]) -> Iterator[str]:
             yield f"{place}.recycle.{member}: got {value!r}, wanted a whole number from 1."
     figures = {**pool, **{f"retry.{name}": value for name, value in retry.items()}}
     for member, value in figures.items():
-        if member.endswith("_seconds") and not _is_seconds(value):
+        if member.endswith("_seconds") and not _is_above_zero(value):
             yield f"{place}.{member}: got {value!r}, wanted seconds, more than 0."
         elif member.startswith("retry.") and value > MAX_DELAY_SECONDS:
             yield f"{place}.{member}: got {value}, wanted at most {MAX_DELAY_SECONDS}: nsqd shortens longer delays."
@@ -379,6 +400,49 @@ def _pool_hosts(place: str, pool: Mapping[str, Any], workers: Sequence[str]) -> 
         )
 
 
+def _policies(site: Site) -> Iterator[str]:
+    for name, policy in sorted(site["reenqueue_policies"].items()):
+        place = f"slowjobs_reenqueue_policies.{name}"
+        if not _NSQ_NAME.fullmatch(name):
+            yield f"{place}: a policy's name is part of its timer's: wanted 1 to 64 of .a-zA-Z0-9_-. Rename it."
+        yield from _unknown_members(place, policy, _POLICY_MEMBERS)
+        lane = policy.get("lane")
+        if lane not in site["lanes"]:
+            yield f"{place}.lane: got {lane!r}, wanted one of slowjobs_lanes ({_list(site['lanes'])})."
+        elif site["pools"].get(site["lanes"][lane].get("pool"), {}).get("persist_results") == "none":
+            yield (
+                f"{place}.lane: got {lane}, of whose results no row is kept (persist_results: none): all of its "
+                "requests would be sent again for ever. Keep status, or drop the policy."
+            )
+        calendar = policy.get("on_calendar")
+        if not isinstance(calendar, str) or not calendar or not calendar.isprintable():
+            yield (
+                f"{place}.on_calendar: got {calendar!r}, wanted when it runs, such as daily or '*:0/30' "
+                "(systemd-analyze calendar explains it)."
+            )
+        yield from _policy_figures(place, policy)
+
+
+def _policy_figures(place: str, policy: Mapping[str, Any]) -> Iterator[str]:
+    if not _is_above_zero(policy.get("window_days")):
+        yield f"{place}.window_days: got {policy.get('window_days')!r}, wanted days, more than 0."
+    for member in ("result_older_than_days", "cool_down_hours"):
+        value = policy.get(member, 0)
+        if isinstance(value, bool) or not (value == 0 or _is_above_zero(value)):
+            unit = member.rpartition("_")[2]
+            yield f"{place}.{member}: got {value!r}, wanted {unit}, 0 or more."
+    if not _whole(policy.get("limit", 1), 1):
+        yield f"{place}.limit: got {policy['limit']!r}, wanted a whole number of requests from 1."
+
+
+def _intake(site: Site) -> Iterator[str]:
+    for lane in sorted(set(site["intake_lanes"]) - set(site["lanes"])):
+        yield (
+            f"slowjobs_intake_tokens.{lane}: a token for a lane that is not there; wanted some of slowjobs_lanes "
+            f"({_list(site['lanes'])}). Name one of these, or take it out."
+        )
+
+
 def _ports(site: Site) -> Iterator[str]:
     groups = site["groups"]
     used: dict[tuple[str, object], str] = {
@@ -401,7 +465,7 @@ def _ports(site: Site) -> Iterator[str]:
 
 #: In the order in which a person would mend them.
 RULES: tuple[Callable[[Site], Iterator[str]], ...] = (
-    _hosts, _nsqd, _servers, _secrets, _kinds, _lanes, _pools, _ports,
+    _hosts, _nsqd, _servers, _secrets, _kinds, _lanes, _pools, _policies, _intake, _ports,
 )  # fmt: skip
 
 
@@ -410,6 +474,8 @@ def _misshapen(site: Site) -> Iterator[str]:
         yield "slowjobs_kafka_properties: wanted a mapping from librdkafka's properties to their values."
     if not _is_text(site["postgresql_dsn"]):
         yield "slowjobs_postgresql_dsn: wanted text, such as host=db1 dbname=slowjobs user=slowjobs."
+    if not _NAMES[0](site["intake_lanes"]):
+        yield "slowjobs_intake_tokens: wanted a mapping from lanes to lists of tokens."
     for table, members in _SHAPES.items():
         items = site[table]
         if not _is_mapping(items) or not all(map(_is_mapping, items.values())):

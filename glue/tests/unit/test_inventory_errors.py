@@ -60,6 +60,10 @@ def site(tmp_path: Path) -> Site:
             }
         },
         "lanes": {"fixity-check": {"kind": "fixity", "pool": "fixity"}},
+        "reenqueue_policies": {
+            "fixity": {"lane": "fixity-check", "on_calendar": "*:0/30", "window_days": 36500, "limit": 2500}
+        },
+        "intake_lanes": ["fixity-check"],
     }
 
 
@@ -111,7 +115,44 @@ MISTAKES = {
         spoil("postgresql_dsn", "postgresql://u:x@db/s"),
         "Move it to slowjobs_postgresql_password",
     ),
-    "an unknown type": (spoil("kinds/fixity/type", "ingest"), "slowjobs_kinds.fixity.type: got 'ingest'"),
+    "an unknown type": (spoil("kinds/fixity/type", "file"), "slowjobs_kinds.fixity.type: got 'file'"),
+    "a key of type ingest": (spoil("kinds/fixity/type", "ingest"), "fixity.key: given, but the key of type ingest is"),
+    "two kinds for one table": (
+        spoil("kinds", {"a": {"type": "ingest"}, "b": {"type": "ingest"}}),
+        "slowjobs_kinds: got 2 of type ingest (a, b), which would share their rows",
+    ),
+    "results kept some other way": (
+        spoil("pools/fixity/persist_results", "some"),
+        "fixity.persist_results: got 'some', wanted one of full, status, none",
+    ),
+    "a policy without a lane": (
+        spoil("reenqueue_policies/fixity/lane", "nope"),
+        "slowjobs_reenqueue_policies.fixity.lane: got 'nope', wanted one of slowjobs_lanes (fixity-check)",
+    ),
+    "a policy whose results are not kept": (
+        spoil("pools/fixity/persist_results", "none"),
+        "reenqueue_policies.fixity.lane: got fixity-check, of whose results no row is kept",
+    ),
+    "a policy without a time": (
+        spoil("reenqueue_policies/fixity/on_calendar", None),
+        "policies.fixity.on_calendar: got None, wanted when it runs",
+    ),
+    "a policy without a window": (spoil("reenqueue_policies/fixity/window_days", None), "fixity.window_days: got None"),
+    "a policy that looks ahead": (
+        spoil("reenqueue_policies/fixity/result_older_than_days", -1),
+        "fixity.result_older_than_days: got -1, wanted days, 0 or more",
+    ),
+    "a policy for nothing": (spoil("reenqueue_policies/fixity/limit", 0), "fixity.limit: got 0, wanted a whole number"),
+    "a status that is no list": (
+        spoil("reenqueue_policies/fixity/statuses", "spn2-*"),
+        "policies.fixity.statuses: got 'spn2-*', wanted a list of names",
+    ),
+    "a misspelt member of a policy": (spoil("reenqueue_policies/fixity/window", 1), "fixity.window: unknown member"),
+    "a policy's name that no timer has": (
+        spoil("reenqueue_policies/every day", {"lane": "fixity-check", "on_calendar": "daily", "window_days": 1}),
+        "slowjobs_reenqueue_policies.every day: a policy's name is part of its timer's",
+    ),
+    "tokens for no lane": (spoil("intake_lanes", ["nope"]), "slowjobs_intake_tokens.nope: a token for a lane"),
     "a key that is no list": (spoil("kinds/fixity/key", "file_id"), "slowjobs_kinds.fixity.key: got 'file_id'"),
     "a lane without a kind": (spoil("lanes/fixity-check/kind", "nope"), "fixity-check.kind: got 'nope'"),
     "a lane without a pool": (spoil("lanes/fixity-check/pool", None), "fixity-check.pool: got None, wanted one of"),
@@ -259,6 +300,8 @@ MEMBERS = [
     *("pools/fixity/retry/base_seconds", "pools/fixity/retry/cap_seconds", "pools/fixity/recycle/tasks"),
     *("pools/python/handler/python", "pools/python/handler/options", "pools/python/handler/preload"),
     *("pools/python/packages", "pools/python/packages/0"),
+    *("reenqueue_policies", "reenqueue_policies/fixity", "intake_lanes", "intake_lanes/0"),
+    *(f"reenqueue_policies/fixity/{member}" for member in sorted(site_facts._POLICY_MEMBERS)),
 ]
 
 
