@@ -100,8 +100,8 @@ def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:
         return Assignment(kinds.accept(body, members, kind), None)
     _check_version(ours)
     try:
-        position, key = Position(*ours["position"]), str(ours["key"])
-    except (KeyError, TypeError):
+        position, key = _position(ours["position"]), str(ours["key"])
+    except KeyError:
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as the bridge writes it") from None
     # The bridge has checked it, and its key stays what the bridge said.
     return Assignment(kinds.Request(without_ours(body), members, key, kinds.result_key(members, key, kind)), position)
@@ -112,14 +112,32 @@ def write_result(result: bytes, about: dict[str, Any]) -> bytes:
     return splice(result, {"v": VERSION, **about})
 
 
-def read_result(raw: bytes) -> tuple[kinds.JsonObject, dict[str, Any]]:
-    """Return a result's members and what the worker said of it. Raises kinds.RejectedError, or UnknownVersionError."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a result comes from, in its worker's words. ``position``: the request's, None if a person published it."""
+
+    kind: str
+    lane: str
+    key: str
+    finished: str
+    position: Position | None
+
+
+def read_result(raw: bytes) -> tuple[kinds.JsonObject, Origin]:
+    """Return a result's members and where it comes from. Raises kinds.RejectedError, or UnknownVersionError."""
     members = kinds.parse_object(raw)
     ours = members.pop(MEMBER, None)
     if ours is None:
         raise kinds.RejectedError("member-missing", f"{MEMBER!r} is missing: no worker of ours wrote this")
     _check_version(ours)
-    return members, ours
+    texts = [ours.get(name) for name in ("kind", "lane", "key", "finished")]
+    position = ours.get("position")
+    try:
+        if not all(isinstance(text, str) and text for text in texts):
+            raise TypeError  # noqa: TRY301 - as a position of another form does
+        return members, Origin(*texts, Position(*position) if position else None)
+    except TypeError:
+        raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as a worker writes it") from None
 
 
 @dataclass(frozen=True)
@@ -197,10 +215,53 @@ class Event:
 
 
 def read_dead_letter(raw: bytes) -> dict[str, Any]:
-    """Return a dead letter's members. Raises kinds.RejectedError, or UnknownVersionError."""
-    document = kinds.parse_object(raw)
+    """Return the members of a dead letter, or of a marker (``replayed_id``).
+
+    Raises kinds.RejectedError, or UnknownVersionError.
+    """
+    document = kinds.parse_object(
+        raw, max_depth=kinds.MAX_DEPTH + 1
+    )  # a request of so many levels is one of its members
     _check_version(document)
+    if replayed_id(document) is None:
+        for name in ("lane", "reason", "error", "from", "at"):
+            if not isinstance(document.get(name), str):
+                raise kinds.RejectedError("member-type", f"{name!r}: expected a text")
+        if document.get("position") is not None:
+            _position(document["position"])
     return document
+
+
+def write_replayed(id_: int) -> bytes:
+    """Return the marker that says: the request of dead letter ``id_`` was sent again."""
+    return json.dumps({"v": VERSION, "replayed": id_}).encode()
+
+
+def replayed_id(document: dict[str, Any]) -> int | None:
+    """Return which dead letter a marker is about; None for a dead letter itself."""
+    id_ = document.get("replayed")
+    return id_ if isinstance(id_, int) and not isinstance(id_, bool) else None
+
+
+def dead_request(raw: bytes) -> bytes | None:
+    """Return the request that a dead letter carries, byte for byte; None where it was too large to be carried.
+
+    Raises kinds.RejectedError, or UnknownVersionError.
+    """
+    document = read_dead_letter(raw)
+    in_base64 = document.get("request_base64")
+    if in_base64 is not None:
+        try:
+            return base64.b64decode(in_base64, validate=True)
+        except (TypeError, ValueError) as error:
+            raise kinds.RejectedError("member-type", f"'request_base64': {error}") from None
+    if not isinstance(document.get("request"), dict):
+        return None
+    # Our member comes last, and no text before it can hold these quotes without a backslash.
+    _, found, request = raw.partition(b'"request": ')
+    if not found:
+        raise kinds.RejectedError("member-type", "'request' is not as we write it")
+    return request.rstrip()[:-1]
 
 
 def splice(raw: bytes, ours: dict[str, Any]) -> bytes:
@@ -223,6 +284,14 @@ def without_ours(body: bytes) -> bytes:
     if not found:
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as we write it")
     return before.rstrip().removesuffix(b",") + b"}"
+
+
+def _position(value: Any) -> Position:
+    match value:
+        case [str(topic), int(partition), int(offset)]:
+            return Position(topic, partition, offset)
+        case _:
+            raise kinds.RejectedError("member-type", f"expected [topic, partition, offset], got {str(value)[:80]!r}")
 
 
 def _check_version(ours: Any) -> None:

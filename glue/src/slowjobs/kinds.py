@@ -72,7 +72,7 @@ def result_key(members: JsonObject, key: str, kind: settings.Kind) -> str:
     return key if kind.result_key == kind.key else key_text(members, kind.result_key)
 
 
-def parse_object(raw: bytes) -> JsonObject:
+def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> JsonObject:
     """Return the JSON object in ``raw``. Raises RejectedError for what PostgreSQL or a handler could choke on."""
     text = _decode(raw)
     try:
@@ -83,7 +83,7 @@ def parse_object(raw: bytes) -> JsonObject:
         raise RejectedError("not-json", _one_line(error)) from None
     if not isinstance(value, dict):
         raise RejectedError("not-an-object", f"expected a JSON object, got {_json_type(value)}")
-    _check_depth(value)
+    _check_depth(value, max_depth)
     if "\\u" in text:
         # Only an escape can bring these in: raw ones are no JSON or no UTF-8.
         _check_characters(value)
@@ -211,13 +211,13 @@ _decode_json = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_inte
 _encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def _check_depth(value: JsonObject) -> None:
+def _check_depth(value: JsonObject, max_depth: int) -> None:
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         level = [item for container in level for item in _items(container)]
         if not level:
             return
-    raise RejectedError("too-deep", f"over {MAX_DEPTH} levels")
+    raise RejectedError("too-deep", f"over {max_depth} levels")
 
 
 def _items(container: JsonObject | list[Any]) -> list[Any]:

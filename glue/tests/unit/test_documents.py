@@ -60,7 +60,16 @@ def test_a_document_of_another_version_is_refused_by_name(version: str) -> None:
         documents.read_result(body)
 
 
-@pytest.mark.parametrize("ours", [b'{"v": 1}', b'{"v": 1, "key": "k", "position": 3}', b'{"v": 1, "key": "k"}'])
+@pytest.mark.parametrize(
+    "ours",
+    [
+        b'{"v": 1}',
+        b'{"v": 1, "key": "k"}',
+        b'{"v": 1, "key": "k", "position": 3}',
+        b'{"v": 1, "key": "k", "position": "abc"}',
+        b'{"v": 1, "key": "k", "position": ["topic", "0", 0]}',
+    ],
+)
 def test_a_message_whose_member_of_ours_is_broken_is_refused(ours: bytes) -> None:
     with pytest.raises(kinds.RejectedError, match="member-type"):
         documents.read_assignment(b'{"file_id": "a", "_slowjobs": %s}' % ours, KIND)
@@ -81,3 +90,51 @@ def test_a_dead_letter_that_would_be_too_large_says_so_and_goes_without_its_requ
     written = json.loads(letter.write(1000))
     assert written["request"] is None
     assert "2009 bytes" in written["error"]
+
+
+@given(
+    st.binary(max_size=50)
+    | st.dictionaries(st.text(), st.text() | st.floats(allow_nan=False)).map(json.dumps).map(str.encode)
+)
+def test_a_request_comes_back_from_its_dead_letter_byte_for_byte(raw: bytes) -> None:
+    letter = documents.DeadLetter("lane", "rejected", 'it said "request": {}', "worker", raw, POSITION)
+    assert documents.dead_request(letter.write(10_000)) == raw
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b' {"request": {"request": 1e200000}, "n": 1.50}\n',
+        b'{"file_id": "a", "deep": ' + b"[" * 99 + b"]" * 99 + b"}",
+    ],
+)
+def test_no_request_is_too_strange_for_its_dead_letter(raw: bytes) -> None:
+    assert documents.dead_request(documents.DeadLetter("lane", "rejected", "no", "worker", raw).write(10_000)) == raw
+
+
+def test_a_dead_letter_that_was_too_large_for_its_request_gives_none() -> None:
+    letter = documents.DeadLetter("lane", "too-large", "no", "bridge", b'{"a": "%s"}' % (b"x" * 2000), POSITION)
+    assert documents.dead_request(letter.write(1000)) is None
+
+
+def test_a_marker_names_the_dead_letter_that_was_replayed() -> None:
+    assert documents.replayed_id(documents.read_dead_letter(documents.write_replayed(7))) == 7
+    letter = documents.DeadLetter("lane", "rejected", "no", "worker", b"{}").write(1000)
+    assert documents.replayed_id(documents.read_dead_letter(letter)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lane": None},
+        {"reason": 5},
+        {"position": "abc"},
+        {"position": [1, 2, 3]},
+        {"at": None},
+        {"replayed": True, "lane": 1},
+    ],
+)
+def test_a_dead_letter_that_nobody_of_ours_wrote_is_refused(change: dict[str, object]) -> None:
+    letter = json.loads(documents.DeadLetter("lane", "rejected", "no", "worker", b"{}", POSITION).write(1000))
+    with pytest.raises(kinds.RejectedError, match="member-type"):
+        documents.read_dead_letter(json.dumps({**letter, **change}).encode())
