@@ -130,14 +130,14 @@ def read_result(raw: bytes) -> tuple[kinds.JsonObject, Origin]:
     if ours is None:
         raise kinds.RejectedError("member-missing", f"{MEMBER!r} is missing: no worker of ours wrote this")
     _check_version(ours)
-    texts = [ours.get(name) for name in ("kind", "lane", "key", "finished")]
-    position = ours.get("position")
     try:
-        if not all(isinstance(text, str) and text for text in texts):
-            raise TypeError  # noqa: TRY301 - as a position of another form does
-        return members, Origin(*texts, Position(*position) if position else None)
-    except TypeError:
-        raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as a worker writes it") from None
+        position = None if ours["position"] is None else Position(*ours["position"])
+        kind, lane, key, finished = (ours[name] for name in ("kind", "lane", "key", "finished"))
+    except (KeyError, TypeError):
+        kind = lane = key = finished = position = None
+    if not all(isinstance(text, str) for text in (kind, lane, key, finished)):
+        raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as a worker writes it")
+    return members, Origin(kind, lane, key, finished, position)
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,8 @@ def read_dead_letter(raw: bytes) -> dict[str, Any]:
 
     Raises kinds.RejectedError, or UnknownVersionError.
     """
-    document = kinds.parse_object(
-        raw, max_depth=kinds.MAX_DEPTH + 1
-    )  # a request of so many levels is one of its members
+    # A request may have all the levels that there are, and is a member here.
+    document = kinds.parse_object(raw, max_depth=kinds.MAX_DEPTH + 1)
     _check_version(document)
     if replayed_id(document) is None:
         for name in ("lane", "reason", "error", "from", "at"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg2
-import psycopg2.extras
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from slowjobs import settings
 
@@ -17,26 +18,20 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS = 5
 #: milliseconds; a server that stopped answering is noticed, so that it can be waited for.
 _TCP_USER_TIMEOUT_MILLISECONDS = 10_000
-#: what each type of kind keeps its requests and results in; ``sql/tables_<name>.sql`` makes them.
-TABLES = {
-    "job": ("job_request", "job_result"),
-    "ingest": ("ingest_request", "ingest_file_result"),
-    "position": ("slowjobs_request_position",),
-}
-
-#: The server is away, going away or not set up yet: wait and do it again.
-AwayError = (
-    psycopg2.OperationalError,
-    psycopg2.InterfaceError,
-    psycopg2.errors.UndefinedTable,
-    psycopg2.errors.InsufficientPrivilege,
-)
+#: The server is away, going away or not as it must be (a table is missing, a column, a right): wait and do it again.
+AwayError = psycopg2.Error
 #: The server refuses a row for what it holds.
-RefusedError = (psycopg2.DataError, psycopg2.IntegrityError, psycopg2.errors.ProgramLimitExceeded)
+RefusedError = (
+    psycopg2.DataError,
+    psycopg2.errors.CheckViolation,
+    psycopg2.errors.UniqueViolation,
+    psycopg2.errors.ProgramLimitExceeded,
+)
 
-Row = tuple[object, ...]
+T = TypeVar("T")
 
 
+@functools.cache
 def statement(name: str) -> str:
     """Return the text of ``sql/<name>.sql``."""
     return importlib.resources.files("slowjobs").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
@@ -56,46 +51,45 @@ def connect(
     )
 
 
-def write(connection: psycopg2.extensions.connection, sql: str, rows: Sequence[Row]) -> list[tuple[int, str]]:
-    """Write all rows that the server takes, in one transaction; return ``(index, error)`` of those that it refuses.
+def write(
+    connection: psycopg2.extensions.connection,
+    items: Sequence[T],
+    upsert: Callable[[psycopg2.extensions.cursor, Sequence[T]], None],
+) -> list[tuple[T, str]]:
+    """Have ``upsert`` write all items that the server takes, in one transaction; return those that it refuses, and why.
 
-    A refused row is found by halving: the batch is tried whole first, so that good batches cost one statement.
-    Raises one of AwayError with nothing written.
+    A refused one is found by halving: all are tried at once first, so that good ones cost no more. ``upsert`` may need
+    several statements; what it wrote of a refused item is gone. Raises AwayError with nothing written.
     """
     with connection, connection.cursor() as cursor:
-        return _write(cursor, sql, rows, 0)
+        return _write(cursor, items, upsert)
 
 
-def _write(cursor: psycopg2.extensions.cursor, sql: str, rows: Sequence[Row], first: int) -> list[tuple[int, str]]:
-    if not rows:
+def _write(
+    cursor: psycopg2.extensions.cursor,
+    items: Sequence[T],
+    upsert: Callable[[psycopg2.extensions.cursor, Sequence[T]], None],
+) -> list[tuple[T, str]]:
+    if not items:
         return []
     cursor.execute("SAVEPOINT part")
     try:
-        psycopg2.extras.execute_values(cursor, sql, rows, page_size=len(rows))
+        upsert(cursor, items)
     except RefusedError as error:
         cursor.execute("ROLLBACK TO SAVEPOINT part")
-        if len(rows) == 1:
-            return [(first, " ".join(str(error).split()))]
-        half = len(rows) // 2
-        return _write(cursor, sql, rows[:half], first) + _write(cursor, sql, rows[half:], first + half)
+        if len(items) == 1:
+            return [(items[0], one_line(error))]
+        half = len(items) // 2
+        return _write(cursor, items[:half], upsert) + _write(cursor, items[half:], upsert)
     cursor.execute("RELEASE SAVEPOINT part")
     return []
 
 
-def tables(types: Iterable[str]) -> list[str]:
-    """Return the tables that kinds of these types need."""
-    return [table for name in (*sorted(set(types)), "position") for table in TABLES[name]]
+def upsert(cursor: psycopg2.extensions.cursor, name: str, rows: Iterable[Mapping[str, object]]) -> None:
+    """Run ``sql/<name>.sql`` with ``rows``: in one JSON array, which costs less than any other way to send them."""
+    cursor.execute(statement(name), {"rows": json.dumps(list(rows), ensure_ascii=False)})
 
 
-def missing_tables(connection: psycopg2.extensions.connection, names: Sequence[str]) -> list[str]:
-    """Return which of ``names`` are not there."""
-    with connection, connection.cursor() as cursor:
-        cursor.execute("SELECT name FROM unnest(%s) AS name WHERE to_regclass(name) IS NULL", (list(names),))
-        return [name for (name,) in cursor.fetchall()]
-
-
-def make_tables(connection: psycopg2.extensions.connection, types: Iterable[str]) -> None:
-    """Make the tables of these types that are missing."""
-    with connection, connection.cursor() as cursor:
-        for name in (*sorted(set(types)), "position"):
-            cursor.execute(statement(f"tables_{name}"))
+def one_line(error: psycopg2.Error) -> str:
+    """Return what the server says."""
+    return " ".join(str(error).split())

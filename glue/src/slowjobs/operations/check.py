@@ -80,4 +80,4 @@ async def _complete(config: settings.CliSettings, secrets: settings.Credentials)
     missing = [f"{item.what} {item.name}" for item in items if item.state == "missing"]
     if missing:
         raise ConnectionError(f"missing: {', '.join(missing)}; run `slowjobs setup`")
-    return f"{len(items)} topics, channels and tables are there"
+    return f"{len(items)} topics, channels, tables and indexes are there"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from confluent_kafka.cimpl import NewTopic
 
-from slowjobs import errors, kafka, nsq, postgres
+from slowjobs import errors, kafka, nsq, postgres, schema
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from slowjobs import settings
 
@@ -29,7 +30,7 @@ State = Literal["present", "missing", "made"]
 class Item:
     """One thing that has to be there. ``where``: the server that holds it."""
 
-    what: Literal["topic", "channel", "table"]
+    what: Literal["topic", "channel", "table", "index"]
     name: str
     where: str
     state: State
@@ -52,7 +53,7 @@ async def setup(
     parts: dict[str, Awaitable[list[Item]]] = {
         "Kafka": asyncio.to_thread(_kafka_topics, config, secrets, only_check),
         **{f"nsqd {host}": _nsq_channels(config, host, only_check) for host in config.nsqd.serving},
-        "PostgreSQL": asyncio.to_thread(_tables, config, secrets, only_check),
+        "PostgreSQL": asyncio.to_thread(_database, config, secrets, only_check, failures),
     }
     for server, part in parts.items():
         try:
@@ -102,14 +103,37 @@ async def _nsq_channels(config: settings.CliSettings, host: str, only_check: boo
     return items
 
 
-def _tables(config: settings.CliSettings, secrets: settings.Credentials, only_check: bool) -> list[Item]:
-    types = {kind.type for kind in config.kinds.values()}
-    names = postgres.tables(types)
+def _database(
+    config: settings.CliSettings, secrets: settings.Credentials, only_check: bool, failures: list[str]
+) -> list[Item]:
+    """Return tables and indexes. What our role may not make joins ``failures``; all else is made all the same."""
+    items = []
+    names = schema.tables(kind.type for kind in config.kinds.values())
     with contextlib.closing(postgres.connect(config.postgresql, secrets, service="setup")) as connection:
-        missing = postgres.missing_tables(connection, names)
-        if missing and not only_check:
-            postgres.make_tables(connection, types)
-    return [Item("table", name, "postgresql", _state(name not in missing, only_check)) for name in names]
+        connection.autocommit = True
+
+        def have(what: Literal["table", "index"], name: str, there: bool, make: Callable[[], None]) -> bool:
+            state = _state(there, only_check)
+            if state == "made":
+                try:
+                    make()
+                except schema.NotAllowedError as error:
+                    failures.append(f"PostgreSQL: {error}")
+                    state = "missing"
+            items.append(Item(what, name, "postgresql", state))
+            return state != "missing"
+
+        missing = schema.missing_tables(connection, names)
+        for table in names:
+            if not have("table", table, table not in missing, partial(schema.make_table, connection, table)):
+                continue
+            mistakes = schema.table_mistakes(connection, table)
+            failures += [f"PostgreSQL: {mistake}" for mistake in mistakes]
+            if mistakes:
+                continue
+            for index, there in schema.indexes(connection, table).items():
+                have("index", index, there, partial(schema.make_index, connection, table, index))
+    return items
 
 
 def _state(there: bool, only_check: bool) -> State:

@@ -1,11 +1,3 @@
-CREATE TABLE IF NOT EXISTS job_request (
-    kind    text        NOT NULL,
-    key     text        NOT NULL,
-    created timestamptz NOT NULL DEFAULT now(),
-    request jsonb       NOT NULL,
-    PRIMARY KEY (kind, key)
-);
-
 -- result is null where the pool's persist_results is "status".
 CREATE TABLE IF NOT EXISTS job_result (
     kind    text        NOT NULL,
