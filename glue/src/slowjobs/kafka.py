@@ -287,19 +287,17 @@ class BulkProducer:
             if error is None:
                 self._is_away = False
                 then(Delivered(message))
-            elif error.code() == confluent_kafka.KafkaError._FATAL:
-                raise ProducerFailedError(error.str())
             else:
-                then(DeliveryError(error, topic))
+                then(_refusal(error, topic))
 
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=_delivered, headers=headers)
+                self._producer.produce(topic, value, key, on_delivery=_delivered, headers=dict(headers or {}))
                 break
             except BufferError:
                 self._producer.poll(0.1)
             except confluent_kafka.KafkaException as error:
-                _delivered(error.args[0], None)
+                then(_refusal(error.args[0], topic))
                 break
 
     def poll(self) -> None:
@@ -309,6 +307,13 @@ class BulkProducer:
     def flush(self, timeout_seconds: float) -> int:
         """Wait for all answers; return how many are still missing at the time-out."""
         return int(self._producer.flush(timeout_seconds))
+
+
+def _refusal(error: confluent_kafka.KafkaError, topic: str) -> DeliveryError:
+    """Return why a message was not taken. Raises ProducerFailedError when none is from now on."""
+    if error.code() == confluent_kafka.KafkaError._FATAL:
+        raise ProducerFailedError(error.str())
+    return DeliveryError(error, topic)
 
 
 class FencedError(Exception):
