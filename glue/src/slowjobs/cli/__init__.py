@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slowjobs import log
-from slowjobs.cli import dead, enqueue, services, site, try_
+from slowjobs.cli import dead, enqueue, reenqueue, services, site, try_
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,7 +13,8 @@ from slowjobs.cli import dead, enqueue, services, site, try_
 def main() -> None:
     """Run slow jobs from Kafka through NSQ.
 
-    Exit statuses: 0 done, 1 failed, 2 usage or configuration, 5 another instance has taken over.
+    Exit statuses: 0 done, 1 failed, 2 usage or configuration, 3 a deadline passed, 4 refused as unsafe, 5 another
+    instance has taken over.
     """
     log.configure()
 
@@ -27,6 +28,7 @@ for _command in (
     site.check_command,
     site.status_command,
     enqueue.enqueue_command,
+    reenqueue.reenqueue_command,
     try_.try_command,
     dead.dead_group,
 ):

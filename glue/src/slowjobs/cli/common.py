@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
+import types
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -20,11 +23,35 @@ if TYPE_CHECKING:
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_DEADLINE = 3
+EXIT_REFUSED = 4
 EXIT_FENCED = 5
 
 #: characters; what is not read at a terminal need not fit one.
 _WIDE = 160
+_LONGEST = timedelta(days=36500)
 console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDE)
+
+
+class _Duration(click.ParamType[timedelta]):
+    """A time such as 8d, 12h, 90m or 30s, as a timedelta of at most 100 years."""
+
+    name = "duration"
+    _units = types.MappingProxyType({"s": "seconds", "m": "minutes", "h": "hours", "d": "days"})
+
+    def convert(self, value: str | timedelta, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"(\d{1,10}(?:\.\d{1,6})?)([smhd])", value, re.ASCII)
+        if match is None:
+            self.fail(f"expected a number and a unit, such as 8d, 12h, 90m or 30s, got {value!r}", param, ctx)
+        seconds = float(match[1]) * timedelta(**{self._units[match[2]]: 1}).total_seconds()
+        if seconds > _LONGEST.total_seconds():
+            self.fail(f"expected at most {_LONGEST.days}d, got {value!r}", param, ctx)
+        return timedelta(seconds=seconds)
+
+
+DURATION = _Duration()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 
