@@ -127,18 +127,14 @@ class RequestPosition:
 
     def merge(self, later: RequestPosition) -> RequestPosition:
         """Return what the statement would make of both, one after the other."""
-        newest = later if later._is_newer_than(self) else self
         return replace(
-            newest,
+            max(
+                self,
+                later,
+                key=lambda row: (_latest(row.last_seen, row.reenqueued_at) or "", row.partition, row.offset),
+            ),
             last_seen=_latest(self.last_seen, later.last_seen),
             reenqueued_at=_latest(self.reenqueued_at, later.reenqueued_at),
-        )
-
-    def _is_newer_than(self, other: RequestPosition) -> bool:
-        if (self.topic, self.partition) == (other.topic, other.partition) and self.offset > other.offset:
-            return True
-        return (_latest(self.last_seen, self.reenqueued_at) or "") > (
-            _latest(other.last_seen, other.reenqueued_at) or ""
         )
 
 

@@ -1,7 +1,7 @@
 -- One statement for the persister and for reenqueue, so that either may be first: a sighting that is no newer than the
--- one that is there changes nothing. Newer is what has the later time, also where a topic was made anew and its offsets
--- start again; within a partition the offset says it, too, whatever the producers' clocks say.
--- What comes again after a crash can come with others in one row: it is counted only where its time is a new one.
+-- one that is there changes nothing. The later time is newer, also where a topic was made anew and its offsets start
+-- again; partition and offset tell what came within one millisecond apart. All sightings have one order like this, so
+-- that it does not matter in which batches they come, and come again after a crash: then they are not counted twice.
 INSERT INTO slowjobs_request_position AS present
     (kind, key, topic, partition, "offset", last_seen, reenqueued_at, reenqueue_count)
 SELECT given.*, (given.reenqueued_at IS NOT NULL)::integer
@@ -17,6 +17,5 @@ SET topic = excluded.topic,
     reenqueued_at = greatest(present.reenqueued_at, excluded.reenqueued_at),
     reenqueue_count = present.reenqueue_count
         + (excluded.reenqueued_at > coalesce(present.reenqueued_at, '-infinity') IS TRUE)::integer
-WHERE greatest(excluded.last_seen, excluded.reenqueued_at) > greatest(present.last_seen, present.reenqueued_at)
-   OR ((excluded.topic, excluded.partition) = (present.topic, present.partition)
-       AND excluded."offset" > present."offset")
+WHERE (greatest(excluded.last_seen, excluded.reenqueued_at), excluded.partition, excluded."offset")
+    > (greatest(present.last_seen, present.reenqueued_at), present.partition, present."offset")
