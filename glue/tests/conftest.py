@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from support.services import Services
     from support.system import MakeSystem
+
+# A shell that runs the tests in the background has them ignore it, and every process that they start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SYSTEMS = pytest.StashKey[list[System]]()
 

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-#: MB of one of many slots that wait for work: worker, nursery and children together.
-MAX_MEGABYTES_OF_A_SLOT = 9
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -636,22 +633,3 @@ def test_no_output_breaks_or_holds_up_anything(
     assert len(printed) < 2000
     assert all(len(line) < 4 * 8192 + 10 for _, line in printed)
     assert all(line.isprintable() for _, line in printed)
-
-
-def test_a_slot_that_waits_for_work_costs_little_memory(folder: Path) -> None:
-    slots = 40
-
-    async def run() -> float:
-        async with started(pool(folder, slots=slots)):
-            await asyncio.to_thread(noted, folder, "made.log", slots)
-            family = [os.getpid(), nursery(), *noted(folder, "made.log", slots)]
-            return sum(_proportional_megabytes(pid) for pid in family) / slots
-
-    assert asyncio.run(run()) < MAX_MEGABYTES_OF_A_SLOT
-
-
-def _proportional_megabytes(pid: int) -> float:
-    """Return its memory, of what it shares with others just its part."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    [kibibytes] = [int(line.split()[1]) for line in rollup if line.startswith("Pss:")]
-    return kibibytes / 1024
