@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slowjobs import log
-from slowjobs.cli import dead, enqueue, reenqueue, services, site, try_
+from slowjobs.cli import dead, enqueue, find, reenqueue, services, site, try_
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +30,7 @@ for _command in (
     enqueue.enqueue_command,
     reenqueue.reenqueue_command,
     try_.try_command,
+    find.find_command,
     dead.dead_group,
 ):
     main.add_command(_command)

@@ -1,0 +1,72 @@
+"""``slowjobs find``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from slowjobs import documents, settings
+from slowjobs.cli import common
+from slowjobs.operations import find
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@click.command("find")
+@click.argument("key")
+@common.json_option
+@common.site_option
+def find_command(path: Path, key: str, *, as_json: bool) -> None:
+    """Show where a request is: its rows, its place on Kafka, its dead letters.
+
+    KEY is the key of a request or of a result (the text of a JSON array), or one value: that of a key with one member,
+    or the base_url or link_source_id of an ingest request. Exit 1 if nothing is found, or a server does not answer.
+
+    \b
+    Examples:
+      slowjobs find '["/srv/a.pdf"]'
+      slowjobs find https://example.org/paper
+      slowjobs find '["pdf", "https://example.org/paper"]' --json
+    """
+    config, secrets = common.load(path, settings.CliSettings)
+    matches, failures = find.find(config, secrets, key)
+    if as_json:
+        document = {"matches": [match.as_json() for match in matches], "errors": failures}
+        click.echo(json.dumps({"v": documents.VERSION, **document}))
+    else:
+        for match in matches:
+            click.echo("\n".join(_lines(match)))
+        click.echo(f"{len(matches)} found")
+        for failure in failures:
+            click.echo(f"error: {failure}", err=True)
+    sys.exit(common.EXIT_DONE if matches and not failures else common.EXIT_FAILED)
+
+
+def _lines(match: find.Match) -> Iterator[str]:
+    yield f"{match.kind} {match.key or '(a result without a request)'}"
+    if match.request:
+        members = json.dumps(match.request["request"], ensure_ascii=False)
+        yield f"  request      created {match.request['created']}  {members}"
+    if match.result:
+        hit = "a hit" if match.result["hit"] else "no hit"
+        yield f"  result       {match.result['status']} ({hit}), updated {match.result['updated']}"
+    if match.position:
+        place = documents.Position(*(match.position[name] for name in ("topic", "partition", "offset")))
+        where = {
+            True: "not handed to NSQ yet",
+            False: "handed to NSQ",
+            None: "Kafka does not say how far the bridge is",
+        }
+        yield f"  on Kafka     {place}, lane {match.lane or '?'}: {where[match.in_backlog]}"
+        yield f"  last seen    {match.position['last_seen'] or 'only re-enqueued'}"
+        if match.position["reenqueue_count"]:
+            count, last = match.position["reenqueue_count"], match.position["reenqueued_at"]
+            yield f"  re-enqueued  {count} times, last {last}"
+    for letter in match.dead_letters:
+        replayed = " (replayed)" if letter["replayed"] else ""
+        yield f"  dead letter  {letter['id']}, {letter['at']}, {letter['reason']}: {letter['error']}{replayed}"

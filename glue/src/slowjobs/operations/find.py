@@ -1,0 +1,169 @@
+"""``slowjobs find``: where one request is, whatever of the system answers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from slowjobs import errors, kafka, kinds, postgres
+from slowjobs.bridge import bridge
+from slowjobs.operations import dead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from slowjobs import settings
+
+#: as JSON writes one.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,4000}")
+
+Document = dict[str, Any]
+Values = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request is looked for by: a key (of the request or of its result), or ``bare``, one value of it."""
+
+    values: Values
+    bare: bool
+
+    @classmethod
+    def of(cls, text: str) -> Wanted:
+        """Read what a person typed: the JSON array that is a key, or anything else as a bare value."""
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, list) and value and all(_is_member(each) for each in value):
+            return cls(tuple(value), bare=False)
+        return cls((text,), bare=True)
+
+    def keys(self, kind: settings.Kind) -> list[str]:
+        """Return the keys of a kind of type ``job`` that may be meant."""
+        if len(self.values) != len(kind.key):
+            return []
+        found = [self.values]
+        if self.bare and _INTEGER.fullmatch(str(self.values[0])):
+            found.append((int(self.values[0]),))
+        return [json.dumps(values, ensure_ascii=False) for values in found]
+
+    def means(self, key: str, kind: settings.Kind) -> bool:
+        """Tell whether a request with this key is meant."""
+        if kind.type == "job":
+            return key in self.keys(kind)
+        try:
+            members = dict(zip(kind.key, json.loads(key), strict=True))
+        except (TypeError, ValueError):
+            return False  # the lane had another kind once
+        if self.bare:
+            return self.values[0] in (members["base_url"], members["link_source_id"])
+        names = kind.key if len(self.values) == len(kind.key) else kind.result_key
+        return self.values == tuple(members[name] for name in names)
+
+
+@dataclass
+class Match:
+    """One request, or a result without one (``key`` is None then), with all that is known of it."""
+
+    kind: str
+    key: str | None
+    request: Document | None = None
+    result: Document | None = None
+    position: Document | None = None
+    dead_letters: list[Document] = field(default_factory=list)
+    lane: str | None = None
+    #: not handed to NSQ yet; None where that is not known.
+    in_backlog: bool | None = None
+
+    def as_json(self) -> Document:
+        """Return its members."""
+        return dict(vars(self))
+
+
+def find(config: settings.CliSettings, secrets: settings.Credentials, text: str) -> tuple[list[Match], list[str]]:
+    """Return what is known of the requests that ``text`` names, and an error for each server that does not answer."""
+    wanted = Wanted.of(text)
+    matches: list[Match] = []
+    failures: list[str] = []
+    with _failures(failures, "PostgreSQL"):
+        matches.extend(_rows(config, secrets, wanted))
+    with _failures(failures, "Kafka"):
+        for letter in dead.read(config, secrets):
+            _file(config, matches, wanted, letter)
+        _locate(config, secrets, matches)
+    return matches, failures
+
+
+@contextlib.contextmanager
+def _failures(failures: list[str], server: str) -> Iterator[None]:
+    try:
+        yield
+    except errors.SERVER_ERRORS as error:
+        failures.append(f"{server}: {errors.text(error)}")
+
+
+def _rows(config: settings.CliSettings, secrets: settings.Credentials, wanted: Wanted) -> Iterator[Match]:
+    with contextlib.closing(postgres.connect(config.postgresql, secrets, service="find")) as connection:
+        connection.set_session(readonly=True, autocommit=True)
+        for name, kind in config.kinds.items():
+            parameters = _parameters(wanted, kind)
+            if parameters is None:
+                continue
+            with connection.cursor() as cursor:
+                cursor.execute(postgres.statement(f"find_{kind.type}"), {"kind": name, **parameters})
+                for key, request, result, position in cursor:
+                    if key is None or wanted.means(key, kind):
+                        yield Match(name, key, request, result, position)
+
+
+def _parameters(wanted: Wanted, kind: settings.Kind) -> dict[str, object] | None:
+    """Return what the statement of a kind's type takes; None where no request of it can be meant."""
+    if kind.type == "job":
+        keys = wanted.keys(kind)
+        return {"keys": keys} if keys else None
+    if wanted.bare:
+        return {
+            "base_url": wanted.values[0],
+            "link_source_id": wanted.values[0],
+            "ingest_types": list(kinds.INGEST_TYPES),
+        }
+    if len(wanted.values) not in (len(kind.key), len(kind.result_key)):
+        return None
+    ingest_type, base_url = wanted.values[-2:]
+    return {"base_url": str(base_url), "link_source_id": None, "ingest_types": [str(ingest_type)]}
+
+
+def _file(config: settings.CliSettings, matches: list[Match], wanted: Wanted, letter: Document) -> None:
+    """Put a dead letter to the request that it is about, if that is meant."""
+    lane = config.lanes.get(letter.get("lane", ""))
+    key = letter.get("key")
+    if lane is None or key is None or not wanted.means(key, config.kinds[lane.kind]):
+        return
+    about = [match for match in matches if (match.kind, match.key) == (lane.kind, key)]
+    if not about:
+        about = [Match(lane.kind, key)]
+        matches.extend(about)
+    about[0].dead_letters.append({name: value for name, value in letter.items() if not name.startswith("request")})
+
+
+def _locate(config: settings.CliSettings, secrets: settings.Credentials, matches: list[Match]) -> None:
+    """Tell of each request that was seen on Kafka which lane's it is, and whether the bridge has come there."""
+    for match in matches:
+        if match.position is not None:
+            match.lane = config.lane_of_topic.get(match.position["topic"])
+    topics = {match.position["topic"] for match in matches if match.position is not None}
+    if not topics:
+        return
+    with contextlib.closing(kafka.reader(config.kafka, secrets, group=bridge.GROUP)) as client:
+        reaches = kafka.reach(client, topics)
+    for match in matches:
+        if match.position is not None and (reach := reaches[match.position["topic"]]) is not None:
+            match.in_backlog = match.position["offset"] >= reach[match.position["partition"]].next
+
+
+def _is_member(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
