@@ -35,6 +35,8 @@ MAX_BODY_BYTES = 20 * 1024 * 1024
 TIMEOUT_SECONDS = 10.0
 #: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
 _FETCH_AHEAD_KIBIBYTES = 16 * 1024
+#: bytes of messages that a batch ends with; the last of them can go far beyond.
+_BATCH_BYTES = 16 * 1024 * 1024
 #: messages that a BulkProducer has under way.
 _BULK_MESSAGES = 10_000
 #: KiB of them.
@@ -395,7 +397,7 @@ class Consumer:
         self._subscribe()
 
     async def fetch(self, count: int, *, wait_seconds: float, gather_seconds: float = 0) -> list[Record]:
-        """Return at most ``count`` messages.
+        """Return at most ``count`` messages, and fewer when they are large: those on the way are not all in memory.
 
         Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. Raises FencedError.
         """
@@ -487,8 +489,19 @@ class Consumer:
         self._consumer.subscribe(self._topics, on_assign=_assign, on_revoke=_revoke, on_lost=_revoke)
 
     def _fetch(self, count: int, wait_seconds: float, gather_seconds: float) -> list[confluent_kafka.Message]:
-        first = self._consumer.poll(wait_seconds)
-        return [] if first is None else [first, *self._consumer.consume(count - 1, gather_seconds)]
+        fetched = _message(self._consumer.poll(wait_seconds))
+        deadline = time.monotonic() + gather_seconds
+        size = sum(map(len, fetched))
+        while fetched and len(fetched) < count and size < _BATCH_BYTES:
+            # What is here already, and no more of it than librdkafka fetches ahead; only then is it waited for more.
+            more = self._consumer.consume(count - len(fetched), 0)
+            if not more and (left := deadline - time.monotonic()) > 0:
+                more = _message(self._consumer.poll(left))
+            if not more:
+                break
+            size += sum(map(len, more))
+            fetched += more
+        return fetched
 
     def _follow_rebalance(self) -> None:
         if not self._assigned:
@@ -503,6 +516,10 @@ class Consumer:
             self._consumer.unsubscribe()
             self._subscribe()
         self._joined = True
+
+
+def _message(polled: confluent_kafka.Message | None) -> list[confluent_kafka.Message]:
+    return [] if polled is None else [polled]
 
 
 def _records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
