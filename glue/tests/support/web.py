@@ -61,6 +61,13 @@ class Site:
         return [request.path for request in self.requests]
 
 
+def send(route: Route, request: Request, write: Callable[[bytes], None]) -> None:
+    if isinstance(route, bytes):
+        write(route)
+    else:
+        route(request, write)
+
+
 @contextlib.contextmanager
 def serve(context: ssl.SSLContext | None = None) -> Iterator[Site]:
     """Serve a site on the loopback address, with TLS if there is a ``context``."""
@@ -72,11 +79,7 @@ def serve(context: ssl.SSLContext | None = None) -> Iterator[Site]:
                 if request is None:
                     return
                 site.requests.append(request)
-                route = site.routes.get(request.path, answer(404, "no such page"))
-                if isinstance(route, bytes):
-                    self.wfile.write(route)
-                else:
-                    route(request, self.wfile.write)
+                send(site.routes.get(request.path, answer(404, "no such page")), request, self.wfile.write)
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-#: all of IPv6 that is handed out to networks; beyond it are local addresses and multicast.
+#: all of IPv6 that is handed out to networks; beyond it are local addresses, multicast and IPv4 in disguise.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 #: of RFC 6052: the last 32 bits are an IPv4 address.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -30,4 +30,4 @@ def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     teredo = address.teredo
-    return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else None)
+    return address.sixtofour or (teredo[1] if teredo else None)

@@ -119,9 +119,8 @@ class Grobid:
     def _remote(self, prefix: str, path: PurePosixPath, start: int, size: int | None) -> Iterator[BinaryIO]:
         url = f"{prefix.rstrip('/')}/{urllib.parse.quote(str(path))}"
         end = "" if size is None else start + size - 1
-        with self._open(
-            url, "warc-error", {"Range": f"bytes={start}-{end}", "Accept-Encoding": "identity"}, expect=206
-        ) as response:
+        headers = {"Range": f"bytes={start}-{end}", "Accept-Encoding": "identity"}
+        with self._open(url, "warc-error", headers, expect=206) as response:
             yield cast("BinaryIO", response.raw)
 
     def _from_wayback(self, request: dict[str, Any], prefix: str) -> bytes:

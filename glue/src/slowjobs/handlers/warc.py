@@ -14,6 +14,15 @@ from warcio.statusandheaders import StatusAndHeadersParserException
 _PIECE = 64 * 2**10
 #: records that hold what a server sent.
 _WITH_PAYLOAD = ("response", "resource")
+#: what warcio raises; AttributeError for headers that are not there.
+_UNREADABLE = (
+    ArchiveLoadFailed,
+    AttributeError,
+    EOFError,
+    StatusAndHeadersParserException,
+    ValueError,
+    zlib.error,
+)
 
 
 class WarcError(Exception):
@@ -41,6 +50,6 @@ def read_payload(stream: BinaryIO, max_bytes: int) -> bytes:
             payload.write(piece)
             if payload.tell() > max_bytes:
                 raise TooLargeError(f"over {max_bytes} bytes")
-    except (ArchiveLoadFailed, StatusAndHeadersParserException, zlib.error, EOFError, ValueError) as error:
+    except _UNREADABLE as error:
         raise WarcError(f"no record can be read here: {error}") from error
     return payload.getvalue()

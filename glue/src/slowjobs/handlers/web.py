@@ -6,6 +6,7 @@ all of an exchange, the size after decompression.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import time
@@ -106,6 +107,7 @@ class Session:
         self._curl = pycurl.Curl()
         self._curl.setopt(pycurl.COOKIEFILE, "")  # none is read; it turns cookies on
         self._body = Body()
+        self._opened = contextlib.ExitStack()
         #: why we stopped libcurl: status and reason
         self._stopped: tuple[str, str] | None = None
 
@@ -128,9 +130,12 @@ class Session:
         self._body, self._stopped = Body(), None
         self._prepare(url)
         try:
-            self._curl.perform()
+            with self._opened:
+                self._curl.perform()
         except pycurl.error as error:
-            status, reason = self._stopped or (_STATUSES.get(int(error.args[0]), "bad-response"), self._curl.errstr())
+            code = int(error.args[0])
+            reason = self._curl.errstr() or f"libcurl's error {code}"
+            status, reason = self._stopped or (_STATUSES.get(code, "bad-response"), reason)
             raise StoppedError(status, reason, self._curl.getinfo(pycurl.RESPONSE_CODE) or None) from None
         return Answer(
             self._curl.getinfo(pycurl.RESPONSE_CODE),
@@ -169,7 +174,8 @@ class Session:
         if not self._limits.allow_private_addresses and not addresses.is_public(address):
             self._stopped = "blocked-address", f"{address} is not on the open internet"
             return pycurl.SOCKET_BAD
-        return socket.socket(family, kind, protocol)
+        # pycurl duplicates it.
+        return self._opened.enter_context(socket.socket(family, kind, protocol))
 
     def _write(self, data: bytes) -> int:
         if self._body.size + len(data) > self._limits.max_body_bytes:
