@@ -124,13 +124,13 @@ def test_a_batch_of_large_messages_ends_before_they_fill_the_memory(services: Se
     topic = f"topic-{uuid.uuid4().hex[:8]}"
     size = 20 * 1024 * 1024
     services.kafka.create_topic(topic, config={"max.message.bytes": str(kafka.MAX_MESSAGE_BYTES)})
-    services.kafka.produce(topic, (b"x" * size for _ in range(6)))
+    services.kafka.produce(topic, (b"x" * size for _ in range(4)))
 
     async def _sizes() -> list[int]:
         consumer = kafka.Consumer(_settings(services), NO_SECRETS, group=f"group-{topic}", topics=[topic])
         try:
             sizes: list[int] = []
-            while sum(sizes) < 6 * size:
+            while sum(sizes) < 4 * size:
                 batch = await consumer.fetch(1000, wait_seconds=10, gather_seconds=2)
                 sizes.append(sum(len(record.value) for record in batch))
             return sizes

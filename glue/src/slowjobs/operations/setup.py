@@ -111,29 +111,31 @@ def _database(
     names = schema.tables(kind.type for kind in config.kinds.values())
     with contextlib.closing(postgres.connect(config.postgresql, secrets, service="setup")) as connection:
         connection.autocommit = True
-
-        def have(what: Literal["table", "index"], name: str, there: bool, make: Callable[[], None]) -> bool:
-            state = _state(there, only_check)
-            if state == "made":
-                try:
-                    make()
-                except schema.NotAllowedError as error:
-                    failures.append(f"PostgreSQL: {error}")
-                    state = "missing"
-            items.append(Item(what, name, "postgresql", state))
-            return state != "missing"
-
         missing = schema.missing_tables(connection, names)
         for table in names:
-            if not have("table", table, table not in missing, partial(schema.make_table, connection, table)):
-                continue
-            mistakes = schema.table_mistakes(connection, table)
+            state = _state(table not in missing, only_check)
+            if state == "made":
+                state = _make(partial(schema.make_table, connection, table), failures)
+            items.append(Item("table", table, "postgresql", state))
+            mistakes = schema.table_mistakes(connection, table) if state != "missing" else []
             failures += [f"PostgreSQL: {mistake}" for mistake in mistakes]
-            if mistakes:
+            if state == "missing" or mistakes:
                 continue
             for index, there in schema.indexes(connection, table).items():
-                have("index", index, there, partial(schema.make_index, connection, table, index))
+                state = _state(there, only_check)
+                if state == "made":
+                    state = _make(partial(schema.make_index, connection, table, index), failures)
+                items.append(Item("index", index, "postgresql", state))
     return items
+
+
+def _make(make: Callable[[], None], failures: list[str]) -> State:
+    try:
+        make()
+    except schema.NotAllowedError as error:
+        failures.append(f"PostgreSQL: {error}")
+        return "missing"
+    return "made"
 
 
 def _state(there: bool, only_check: bool) -> State:
