@@ -24,6 +24,8 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from confluent_kafka import Message
+
     from support.kafka import Tail
     from support.nsqd import Nsqd
     from support.services import Services
@@ -353,7 +355,11 @@ class System:
 
     def sent(self, *, lane: str | None = None) -> dict[tuple[int, int], bytes | None]:
         """Return ``(partition, offset) -> value`` of all that is on the lane's Kafka topic."""
-        return {(m.partition(), m.offset()): m.value() for m in self._tail(self._lane(lane)).poll()}
+        return {(m.partition(), m.offset()): m.value() for m in self.messages(lane=lane)}
+
+    def messages(self, *, lane: str | None = None) -> list[Message]:
+        """Return all that is on the lane's Kafka topic, with keys and headers."""
+        return self._tail(self._lane(lane)).poll()
 
     def _lane(self, short: str | None) -> str:
         return self.lane if short is None else self.lanes[short]

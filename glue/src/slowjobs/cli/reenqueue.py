@@ -76,22 +76,22 @@ def reenqueue_command(
     run = reenqueue.Reenqueue(
         config, secrets, policy, timeout_seconds=timeout.total_seconds(), waiting=display.wait, advance=display.advance
     )
-    at_most = None
-    if not yes:
+    sending, at_most = yes and not dry_run, None
+    if not sending:
         with _failures(display), display.step(_COUNTING, policy.limit):
             report = run.count()
-        at_most = report.requests
         if not as_json:
             _show(config, policy, report, "to send")
-        if not (dry_run or not at_most):
-            click.confirm(f"Send {at_most} requests to lane {policy.lane}?", abort=True)
-    if not dry_run and at_most != 0:
+        at_most = report.requests
+        question = f"Send {at_most} requests to lane {policy.lane}?"
+        sending = not dry_run and at_most > 0 and click.confirm(question, abort=True)
+    if sending:
         with _failures(display), display.step(_SENDING, at_most or policy.limit):
             report = run.send(name or _BY_PERSON, at_most=at_most)
         if not as_json:
             _show(config, policy, report, "sent")
     if as_json:
-        click.echo(json.dumps(_document(config, policy, report, name, sent=not dry_run)))
+        click.echo(json.dumps(_document(config, policy, report, name, sent=sending)))
     sys.exit(common.EXIT_FAILED if reenqueue.NOT_SENT in report.refused else common.EXIT_DONE)
 
 
