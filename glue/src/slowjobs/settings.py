@@ -41,6 +41,8 @@ Seconds = Annotated[float, Field(gt=0)]
 #: bytes on NSQ; nsqd refuses more, and with it the whole batch. What is larger is a dead letter.
 MessageBytes = Annotated[int, Field(gt=0)]
 _LAST_PORT = 65535
+#: longer ago than anything, and still a date.
+_CENTURY_DAYS = 36_500
 _HOST_PORT = re.compile(r"^(?P<host>[^:\s]+):(?P<port>\d{1,5})$")
 
 
@@ -408,16 +410,16 @@ class Policy(_Section):
 
     Of these: the ones without a result, and where either is given those whose result is older than
     ``result_older_than_days`` and has one of ``statuses`` and none of ``exclude_statuses`` (globs). At most ``limit``,
-    and none that was sent again within ``cool_down_hours``.
+    less what waits on the lane's Kafka topic, and none that was sent again within ``cool_down_hours``.
     """
 
     lane: str
-    window_days: Annotated[float, Field(gt=0)]
-    result_older_than_days: Annotated[float, Field(ge=0)] | None = None
+    window_days: Annotated[float, Field(gt=0, le=_CENTURY_DAYS)]
+    result_older_than_days: Annotated[float, Field(ge=0, le=_CENTURY_DAYS)] | None = None
     statuses: Annotated[tuple[str, ...], Field(strict=False)] = ()
     exclude_statuses: Annotated[tuple[str, ...], Field(strict=False)] = ()
     limit: Annotated[int, Field(ge=1)] | None = None
-    cool_down_hours: Annotated[float, Field(ge=0)] = 24
+    cool_down_hours: Annotated[float, Field(ge=0, le=24 * _CENTURY_DAYS)] = 24
 
 
 class CliSettings(_PoolsOfLanes):
