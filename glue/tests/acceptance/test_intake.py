@@ -91,7 +91,7 @@ def test_a_body_with_a_mistake_is_not_taken_at_all(system: System, intakes: list
         (4, "member-missing"),
         (6, "nul-character"),
     ]
-    assert "3 mistakes in the body: nothing of it was taken" in refused.document["error"]
+    assert "nothing of the body was taken, for its mistakes: 3" in refused.document["error"]
     assert intake.post(system.lane, request(1, note="x" * MEBIBYTE)).document["mistakes"][0]["reason"] == "too-large"
     assert intake.post(system.lane, b"").status == 400
     assert intake.post(system.lane, b"no gzip", Content_Encoding="gzip").status == 400

@@ -236,7 +236,7 @@ class Intake(service.Service):
         except body.RefusedError as refused:
             raise _Refusal(
                 400,
-                f"{refused.count} mistakes in the body: nothing of it was taken",
+                f"nothing of the body was taken, for its mistakes: {refused.count}",
                 mistakes=[mistake.as_json() for mistake in refused.mistakes],
             ) from None
 
