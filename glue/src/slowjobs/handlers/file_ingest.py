@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from typing import Any
 
@@ -42,7 +43,7 @@ class FileIngest:
 
     def process(self, request: dict[str, Any], key: str | None = None) -> dict[str, Any]:  # noqa: ARG002
         """Return the result (docs/handlers.md). Raises Busy for a server that has too much to do."""
-        with web.Session(self._limits, self._user_agent) as session:
+        with contextlib.closing(web.Session(self._limits, self._user_agent)) as session:
             walk = _Walk(session, self._max_hops)
             try:
                 told = {"status": walk.fetch(request["base_url"], request["ingest_type"])}

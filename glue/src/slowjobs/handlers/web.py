@@ -12,15 +12,11 @@ import socket
 import time
 import urllib.parse
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import certifi
 import pycurl
 
 from slowjobs.handlers import addresses
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 #: bytes of a body that are kept. No landing page of use is longer.
 HEAD_BYTES = 4 * 2**20
@@ -108,15 +104,11 @@ class Session:
         self._curl.setopt(pycurl.COOKIEFILE, "")  # none is read; it turns cookies on
         self._body = Body()
         self._opened = contextlib.ExitStack()
-        #: why we stopped libcurl: status and reason
-        self._stopped: tuple[str, str] | None = None
+        #: what we kept libcurl from connecting to
+        self._blocked: str | None = None
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End all connections."""
         self._curl.close()
 
     def cookies(self) -> tuple[str, ...]:
@@ -127,15 +119,16 @@ class Session:
         """Return the answer of one server; redirects are the caller's. Raises StoppedError."""
         if not url.lower().startswith(("http://", "https://")):
             raise StoppedError("unsupported-scheme", "expected http or https")
-        self._body, self._stopped = Body(), None
+        self._body, self._blocked = Body(), None
         self._prepare(url)
         try:
             with self._opened:
                 self._curl.perform()
         except pycurl.error as error:
+            if self._blocked:
+                raise StoppedError("blocked-address", f"{self._blocked} is not on the open internet") from None
             code = int(error.args[0])
-            reason = self._curl.errstr() or f"libcurl's error {code}"
-            status, reason = self._stopped or (_STATUSES.get(code, "bad-response"), reason)
+            status, reason = _STATUSES.get(code, "bad-response"), self._curl.errstr() or f"libcurl's error {code}"
             raise StoppedError(status, reason, self._curl.getinfo(pycurl.RESPONSE_CODE) or None) from None
         return Answer(
             self._curl.getinfo(pycurl.RESPONSE_CODE),
@@ -162,9 +155,9 @@ class Session:
             (pycurl.CONNECTTIMEOUT_MS, int(limits.connect_seconds * 1000)),
             (pycurl.LOW_SPEED_LIMIT, 1),
             (pycurl.LOW_SPEED_TIME, max(1, int(limits.silence_seconds))),
-            (pycurl.MAXFILESIZE_LARGE, limits.max_body_bytes),
+            (pycurl.MAXFILESIZE_LARGE, limits.max_body_bytes),  # as announced, and again after decompression
             (pycurl.OPENSOCKETFUNCTION, self._open_socket),
-            (pycurl.WRITEFUNCTION, self._write),
+            (pycurl.WRITEFUNCTION, self._body.add),
         ):
             self._curl.setopt(option, value)
 
@@ -172,17 +165,10 @@ class Session:
         """Look at the address that libcurl is about to connect to, whatever name or spelling it comes from."""
         family, kind, protocol, (address, *_) = target
         if not self._limits.allow_private_addresses and not addresses.is_public(address):
-            self._stopped = "blocked-address", f"{address} is not on the open internet"
+            self._blocked = address
             return pycurl.SOCKET_BAD
         # pycurl duplicates it.
         return self._opened.enter_context(socket.socket(family, kind, protocol))
-
-    def _write(self, data: bytes) -> int:
-        if self._body.size + len(data) > self._limits.max_body_bytes:
-            self._stopped = "body-too-large", f"over {self._limits.max_body_bytes} bytes"
-            return 0
-        self._body.add(data)
-        return len(data)
 
     def _text(self, info: int) -> str | None:
         value: bytes | None = self._curl.getinfo_raw(info)
