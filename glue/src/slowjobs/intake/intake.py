@@ -184,7 +184,7 @@ class Intake(service.Service):
         """Return the lane that is asked for. A stranger is not told which lanes there are."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         given = token.strip().encode(errors="surrogateescape")
-        # Each is compared, and each as long as the other: how long it takes tells nothing.
+        # All are compared, and in constant time each: how long it takes tells nothing of them.
         allowed = {
             lane
             for lane, tokens in self._secrets.intake_tokens.items()
