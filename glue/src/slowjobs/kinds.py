@@ -83,7 +83,8 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> JsonObject:
         raise RejectedError("not-json", _one_line(error)) from None
     if not isinstance(value, dict):
         raise RejectedError("not-an-object", f"expected a JSON object, got {_json_type(value)}")
-    _check_depth(value, max_depth)
+    if text.count("{") + text.count("[") > max_depth:
+        _check_depth(value, max_depth)
     if "\\u" in text:
         # Only an escape can bring these in: raw ones are no JSON or no UTF-8.
         _check_characters(value)
@@ -92,15 +93,18 @@ def parse_object(raw: bytes, *, max_depth: int = MAX_DEPTH) -> JsonObject:
 
 def key_text(members: JsonObject, names: Sequence[str]) -> str:
     """Return the text of the JSON array of these members, as PostgreSQL's jsonb writes it. Raises RejectedError."""
-    values = []
+    texts = []
     for name in names:
         if name not in members:
             raise RejectedError("member-missing", f"{name!r} is missing")
         value = members[name]
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if isinstance(value, str):
+            texts.append(_quote(value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            texts.append(str(value))
+        else:
             raise RejectedError("member-type", f"{name!r}: expected a string or an integer, got {_json_type(value)}")
-        values.append(value)
-    key = _encode_json(values)
+    key = f"[{', '.join(texts)}]"
     size = len(key.encode())
     if size > MAX_KEY_BYTES:
         raise RejectedError("key-too-long", f"{size} bytes, at most {MAX_KEY_BYTES}")
@@ -206,9 +210,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-# Made once: json.loads and json.dumps make a new one at each call that has arguments.
+# Made once: json.loads makes a new one at each call that has arguments.
 _decode_json = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer).decode
-_encode_json = json.JSONEncoder(ensure_ascii=False).encode
+_quote = json.encoder.encode_basestring  # json.dumps of a string, without making an encoder for it
 
 
 def _check_depth(value: JsonObject, max_depth: int) -> None:

@@ -80,7 +80,7 @@ def test_what_is_accepted_is_exactly_what_was_sent(members: dict[str, object], f
     request = kinds.parse(raw, FIXITY)
     assert request.raw == raw
     assert request.members == sent
-    assert json.loads(request.key) == [file_id]
+    assert request.key == json.dumps([file_id], ensure_ascii=False)
 
 
 @pytest.mark.parametrize("result", [{"status": 3}, {"status": None}, {"hit": "yes"}, {"hit": None}])
