@@ -25,16 +25,19 @@ ADDRESSES = {
     for name, last in {"data1": 11, "control1": 12, "svc506": 13, "svc507": 14, "worker1": 15, "worker2": 16}.items()
 }
 WORKERS = ("worker1", "worker2")
-POOLS = ("fixity", "digest")
+#: (host, pool)
+POOLS = (*((host, pool) for host in WORKERS for pool in ("fixity", "digest")), ("worker1", "ingest"))
 WORKER_UNIT = "slowjobs-worker@fixity"
 SERVICES = {
     "slowjobs-bridge": ("control1", "bridge.toml"),
+    "slowjobs-intake": ("control1", "intake.toml"),
     "slowjobs-persister@requests": ("control1", "persister-requests.toml"),
     "slowjobs-persister@results": ("control1", "persister-results.toml"),
 }
 UNITS = (
+    ("control1", "slowjobs-reenqueue@fixity.service"),
     *((host, unit) for unit, (host, _) in SERVICES.items()),
-    *((host, f"slowjobs-worker@{pool}") for host in WORKERS for pool in POOLS),
+    *((host, f"slowjobs-worker@{pool}") for host, pool in POOLS),
 )
 
 #: tells which of the addresses in its arguments take a connection within two seconds.
@@ -49,6 +52,18 @@ def probe(address):
         pass
 with concurrent.futures.ThreadPoolExecutor(len(sys.argv)) as pool:
     list(pool.map(probe, sys.argv[1:]))
+"""
+
+#: POSTs standard input to an address with a token (or none), and prints the status and the answer.
+POST = """
+import sys, urllib.error, urllib.request
+headers = {"Content-Type": "application/x-ndjson", **{"Authorization": f"Bearer {token}" for token in sys.argv[2:]}}
+request = urllib.request.Request(sys.argv[1], sys.stdin.buffer.read(), headers)
+try:
+    answer = urllib.request.urlopen(request, timeout=30)
+except urllib.error.HTTPError as error:
+    answer = error
+print(answer.status, answer.read().decode())
 """
 
 #: writes one message to a topic as any producer could, past the checks of `slowjobs enqueue`.
@@ -97,13 +112,17 @@ def enqueue(requests: list[dict[str, object]], lane: str = "fixity-check") -> No
     pipe("control1", ["slowjobs", "enqueue", lane, "-"], "".join(json.dumps(one) + "\n" for one in requests))
 
 
+def rows(query: str) -> list[str]:
+    psql = ["runuser", "-u", "postgres", "--", "psql", "-At", "-v", "ON_ERROR_STOP=1", "slowjobs"]
+    return pipe("data1", psql, query).splitlines()
+
+
 def results(prefix: str) -> dict[str, str]:
     """Return the statuses of the rows whose file_id begins with the prefix, by file_id."""
     query = (
         f"select key::jsonb ->> 0, status from job_result where kind = 'fixity' and key::jsonb ->> 0 like '{prefix}%'"  # noqa: S608
     )
-    rows = pipe("data1", ["runuser", "-u", "postgres", "--", "psql", "-At", "-v", "ON_ERROR_STOP=1", "slowjobs"], query)
-    return dict(row.split("|") for row in rows.splitlines())
+    return dict(row.split("|") for row in rows(query))
 
 
 def playbook(name: str, variables: dict[str, object], inventory: Path = INVENTORY) -> subprocess.CompletedProcess[str]:
@@ -122,7 +141,7 @@ def test_every_service_answers_with_the_configuration_on_its_host(control: Host)
     running = {(service["name"], service["host"]): service["config"] for service in said["services"]}
     running |= {(f"slowjobs-worker@{worker['pool']}", worker["host"]): worker["config"] for worker in said["workers"]}
     files = {(name, host): (host, file) for name, (host, file) in SERVICES.items()}
-    files |= {(f"slowjobs-worker@{pool}", host): (host, f"worker-{pool}.toml") for host in WORKERS for pool in POOLS}
+    files |= {(f"slowjobs-worker@{pool}", host): (host, f"worker-{pool}.toml") for host, pool in POOLS}
     assert running == {
         key: container(host).file(f"/etc/slowjobs/{file}").sha256sum for key, (host, file) in files.items()
     }
@@ -151,6 +170,36 @@ def test_real_requests_end_as_rows(control: Host) -> None:
     enqueue(requests[1::2], "fixity-priority")
     wait_until(lambda: results(run) == wanted, "a row for each request", 60)
     wait_until(lambda: all(lane["unfinished"] == 0 for lane in status(control)["lanes"]), "nothing unfinished", 30)
+
+
+def test_who_has_a_token_sends_requests_over_http(control: Host) -> None:
+    # What there is to fetch is a worker's own state port, by a new address each time.
+    page = f"http://{ADDRESSES['worker1']}:9312/state?{time.time_ns()}"
+    request = {"link_source": "tests", "link_source_id": "1", "ingest_type": "file", "base_url": page}
+    url = f"http://{ADDRESSES['control1']}:8301/lanes/ingest/requests"
+    token = (INVENTORY.parent / ".generated" / "intake_token").read_text().strip()
+    # From a host that is none of those that need Kafka.
+    assert pipe("svc507", ["python3", "-c", POST, url], json.dumps(request)).startswith("401 ")
+    assert pipe("svc507", ["python3", "-c", POST, url, token[::-1]], json.dumps(request)).startswith("401 ")
+    said, answer = pipe("svc507", ["python3", "-c", POST, url, token], json.dumps(request)).split(maxsplit=1)
+    assert (said, json.loads(answer)["acknowledged"]) == ("202", 1)
+    query = f"select hit, status, terminal_status_code from ingest_file_result where base_url = '{page}'"  # noqa: S608
+    wait_until(lambda: rows(query) == ["t|success|200"], "its row", 60)
+    assert token not in control.check_output("journalctl --unit slowjobs-intake --no-pager")
+
+
+def test_a_policy_has_a_timer_and_its_run_sends_what_has_no_result(control: Host) -> None:
+    assert "slowjobs-reenqueue@fixity.timer" in control.check_output("systemctl list-timers --no-pager")
+    rejected = f"rejected{time.time_ns()}"
+    enqueue([{"file_id": rejected}])
+    wait_until(lambda: rejected in control.check_output("slowjobs dead list --json"), "the dead letter", 30)
+    # Of a lane that still has work nothing is sent.
+    wait_until(lambda: all(lane["unfinished"] == 0 for lane in status(control)["lanes"]), "nothing unfinished", 60)
+    ran = control.run("systemctl start slowjobs-reenqueue@fixity.service")
+    journal = control.check_output("journalctl --unit 'slowjobs-reenqueue@*' --no-pager --output cat")
+    assert ran.rc == 0, journal
+    query = f"select reenqueue_count from slowjobs_request_position where key like '%{rejected}%'"  # noqa: S608
+    assert rows(query) == ["1"], journal
 
 
 def test_a_request_that_is_none_ends_as_a_dead_letter_with_its_reason(control: Host) -> None:
@@ -206,7 +255,7 @@ def reachable(source: str, *targets: str) -> set[str]:
 
 ALL_PORTS = (
     "data1:5432", "data1:9092", "data1:9093", "svc506:4150", "svc506:4151",
-    "control1:9301", "control1:9302", "control1:9303", "worker2:9310", "worker2:9311",
+    "control1:8301", "control1:9301", "control1:9302", "control1:9303", "control1:9304", "worker2:9310", "worker2:9311",
 )  # fmt: skip
 
 
@@ -214,8 +263,8 @@ ALL_PORTS = (
     ("source", "open_ports"),
     [
         ("control1", set(ALL_PORTS) - {"data1:9093"}),
-        ("worker1", {"data1:9092", "svc506:4150"}),
-        ("svc507", set()),
+        ("worker1", {"data1:9092", "svc506:4150", "control1:8301"}),
+        ("svc507", {"control1:8301"}),
     ],
 )
 def test_ports_are_open_to_those_who_need_them_alone(source: str, open_ports: set[str]) -> None:
@@ -230,11 +279,12 @@ def test_a_spare_is_stopped_and_stays_so() -> None:
 def test_secrets_are_for_root_alone(control: Host) -> None:
     folder = control.file("/etc/slowjobs/credentials")
     assert (folder.mode, folder.user) == (0o700, "root")
-    assert set(folder.listdir()) == {"postgresql_password", "persister-postgresql_password"}
+    assert set(folder.listdir()) == {"postgresql_password", "persister-postgresql_password", "intake-tokens.json"}
     for name in folder.listdir():
         file = control.file(f"{folder.path}/{name}")
         assert (file.mode, file.user) == (0o600, "root")
-        assert control.run("grep -rqF --include=*.toml -- $(cat %s) /etc/slowjobs", file.path).rc == 1
+        secret = f"$(grep -oE '[[:alnum:]]{{20,}}' {file.path})"
+        assert control.run(f"grep -rqF --include=*.toml -- {secret} /etc/slowjobs").rc == 1
     for worker in WORKERS:
         assert container(worker).file(folder.path).listdir() == []
 
@@ -258,7 +308,8 @@ def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
     refused = playbook("preflight.yml", {"slowjobs_lanes": {"fixity-check": {"kind": "fixity", "pool": "nope"}}})
     assert refused.returncode != 0
     assert (
-        "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (digest, fixity)" in refused.stdout
+        "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (digest, fixity, ingest)"
+        in refused.stdout
     )
     assert "Nothing was changed" in refused.stdout
 
@@ -270,7 +321,8 @@ def test_the_example_makes_sense_but_is_not_deployed_without_its_secrets() -> No
     refused = playbook("preflight.yml", {"preflight_before_deployment": True}, example)
     assert refused.returncode != 0
     assert (
-        "slowjobs_kafka_secret_properties[sasl.password], slowjobs_postgresql_password: got nothing" in refused.stdout
+        "slowjobs_kafka_secret_properties[sasl.password], slowjobs_postgresql_password, "
+        "slowjobs_intake_tokens[ingest-priority][0]: got nothing" in " ".join(refused.stdout.split())
     )
 
 
