@@ -68,7 +68,8 @@ def _absolute(base: str, reference: str | None) -> str | None:
         return None
     try:
         found = urllib.parse.urljoin(base, reference.strip())
-        return found if urllib.parse.urlsplit(found).scheme in ("http", "https") else None
+        parts = urllib.parse.urlsplit(found)
+        return found if parts.scheme in ("http", "https") and parts.netloc else None
     except ValueError:
         return None
 
