@@ -62,7 +62,12 @@ def write(
     several statements; what it wrote of a refused item is gone. Raises AwayError with nothing written.
     """
     with connection, connection.cursor() as cursor:
-        return _write(cursor, items, upsert)
+        try:
+            upsert(cursor, items)
+        except RefusedError:
+            connection.rollback()
+            return _halve(cursor, items, upsert)
+        return []
 
 
 def _write(
@@ -70,19 +75,23 @@ def _write(
     items: Sequence[T],
     upsert: Callable[[psycopg2.extensions.cursor, Sequence[T]], None],
 ) -> list[tuple[T, str]]:
-    if not items:
-        return []
     cursor.execute("SAVEPOINT part")
     try:
         upsert(cursor, items)
     except RefusedError as error:
         cursor.execute("ROLLBACK TO SAVEPOINT part")
-        if len(items) == 1:
-            return [(items[0], one_line(error))]
-        half = len(items) // 2
-        return _write(cursor, items[:half], upsert) + _write(cursor, items[half:], upsert)
+        return [(items[0], one_line(error))] if len(items) == 1 else _halve(cursor, items, upsert)
     cursor.execute("RELEASE SAVEPOINT part")
     return []
+
+
+def _halve(
+    cursor: psycopg2.extensions.cursor,
+    items: Sequence[T],
+    upsert: Callable[[psycopg2.extensions.cursor, Sequence[T]], None],
+) -> list[tuple[T, str]]:
+    half = len(items) // 2
+    return [refused for part in (items[:half], items[half:]) if part for refused in _write(cursor, part, upsert)]
 
 
 def upsert(cursor: psycopg2.extensions.cursor, name: str, rows: Iterable[Mapping[str, object]]) -> None:

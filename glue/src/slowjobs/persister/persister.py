@@ -15,7 +15,7 @@ from slowjobs import kafka, kinds, postgres, retry, service
 from slowjobs.persister import records, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import psycopg2
 
@@ -39,6 +39,15 @@ class _Entry:
 
     record: kafka.Record
     rows: list[tables.Row]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Records as they were read. ``offsets``: what is committed once all of them are dealt with."""
+
+    entries: list[_Entry]
+    rejected: list[tuple[kafka.Record, kinds.RejectedError]]
+    offsets: dict[tuple[str, int], int]
 
 
 class Persister(service.Service):
@@ -89,26 +98,39 @@ class Persister(service.Service):
             await consumer.close()
 
     async def _work(self, consumer: kafka.Consumer, producer: kafka.Producer) -> None:
-        while not self._stopping.is_set():
-            batch = await consumer.fetch(_BATCH_MESSAGES, wait_seconds=_BATCH_SECONDS, gather_seconds=_BATCH_SECONDS)
-            if batch:
-                await self._persist(batch, producer)
-                consumer.commit(_next_offsets(batch))
-            else:
-                consumer.commit({})  # what Kafka did not take before
+        """Fetch and read a batch while PostgreSQL writes the one before."""
+        writing = asyncio.ensure_future(self._persist(self._read([]), producer))
+        try:
+            while not self._stopping.is_set():
+                fetched = await consumer.fetch(
+                    _BATCH_MESSAGES, wait_seconds=_BATCH_SECONDS, gather_seconds=_BATCH_SECONDS
+                )
+                batch = self._read(fetched)
+                # Nothing to commit, perhaps: then what Kafka did not take before goes again.
+                consumer.commit(await writing)
+                writing = asyncio.ensure_future(self._persist(batch, producer))
+            consumer.commit(await writing)
+        finally:
+            writing.cancel()
 
-    async def _persist(self, batch: Sequence[kafka.Record], producer: kafka.Producer) -> None:
-        entries = []
-        for record in batch:
+    def _read(self, fetched: Sequence[kafka.Record]) -> _Batch:
+        batch = _Batch([], [], {record.position.partition_of: record.position.offset + 1 for record in fetched})
+        for record in fetched:
             try:
                 rows = self._records.rows(record)
             except kinds.RejectedError as error:
-                await self._bury(producer, record, error)
+                batch.rejected.append((record, error))
                 continue
             if rows:
-                entries.append(_Entry(record, rows))
-        for entry, refusal in await self._write(entries):
-            await self._bury(producer, entry.record, kinds.RejectedError("row-rejected", refusal))
+                batch.entries.append(_Entry(record, rows))
+        return batch
+
+    async def _persist(self, batch: _Batch, producer: kafka.Producer) -> dict[tuple[str, int], int]:
+        refused = await self._write(batch.entries) if batch.entries else []
+        rejected = [(entry.record, kinds.RejectedError("row-rejected", refusal)) for entry, refusal in refused]
+        for record, error in (*batch.rejected, *rejected):
+            await self._bury(producer, record, error)
+        return batch.offsets
 
     async def _write(self, entries: Sequence[_Entry]) -> list[tuple[_Entry, str]]:
         async for attempt in retry.while_away("postgresql", postgres.AwayError):
@@ -159,7 +181,3 @@ class Persister(service.Service):
 
 def _upsert(cursor: psycopg2.extensions.cursor, entries: Sequence[_Entry]) -> None:
     tables.write(cursor, [row for entry in entries for row in entry.rows])
-
-
-def _next_offsets(batch: Iterable[kafka.Record]) -> dict[tuple[str, int], int]:
-    return {record.position.partition_of: record.position.offset + 1 for record in batch}
