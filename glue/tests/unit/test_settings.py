@@ -233,3 +233,27 @@ def test_a_kind_of_another_type_or_without_its_key_is_named(tmp_path: Path) -> N
     assert "kinds.fixity.key: Field required" in said
     assert "kinds.a: " in said
     assert "'job', 'ingest'" in said
+
+
+INTAKE = """
+service = "intake"
+host = "control1"
+state_address = "127.0.0.1:9304"
+listen_address = "127.0.0.1:8301"
+max_unacknowledged_bytes = 1000
+max_body_bytes = 1000
+[kafka.properties]
+"bootstrap.servers" = "127.0.0.1:9092"
+[kinds.fixity]
+type = "job"
+key = ["file_id"]
+[lanes.fixity-check]
+kind = "fixity"
+pool = "fixity"
+"""
+
+
+def test_one_body_fits_into_what_may_be_under_way(tmp_path: Path) -> None:
+    assert isinstance(settings.load_any(write(tmp_path, INTAKE)), settings.IntakeSettings)
+    said = mistakes(tmp_path, INTAKE.replace("body_bytes = 1000", "body_bytes = 1001"))
+    assert "max_body_bytes: got 1001, expected at most max_unacknowledged_bytes, 1000" in said
