@@ -88,7 +88,13 @@ class Kafka(LocalProcess):
         entries = admin.describe_configs([resource])[resource].result(20)
         return {entry.name: entry.value for entry in entries.values()}
 
-    def produce(self, topic: str, values: Iterable[bytes | None], key: bytes | None = None) -> int:
+    def produce(
+        self,
+        topic: str,
+        values: Iterable[bytes | None],
+        key: bytes | None = None,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> int:
         """Write ``values`` and return how many Kafka acknowledged: all of them, or AssertionError."""
         refused: list[object] = []
         acknowledged = 0
@@ -110,7 +116,7 @@ class Kafka(LocalProcess):
             }
         )
         for value in values:
-            producer.produce(topic, value, key, on_delivery=delivered)
+            producer.produce(topic, value, key, on_delivery=delivered, headers=dict(headers or {}))
         assert producer.flush(60) == 0, f"Kafka took only {acknowledged} within 60 s"
         assert not refused, f"Kafka refused {len(refused)}: {refused[0]}"
         return acknowledged
