@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections import defaultdict, deque
@@ -41,6 +42,8 @@ _BATCH_BYTES = 16 * 1024 * 1024
 _BULK_MESSAGES = 10_000
 #: KiB of them.
 _BULK_KIBIBYTES = 64 * 1024
+#: seconds between two looks at whether it has sent what it holds.
+_POLL_SECONDS = 0.1
 #: librdkafka's own words for a broker that does not answer.
 _NO_ANSWER = (confluent_kafka.KafkaError._TRANSPORT, confluent_kafka.KafkaError._TIMED_OUT)
 
@@ -236,6 +239,8 @@ class BulkProducer:
         self._tell_away = away
         self._is_away = False
         self._error = ""
+        #: what sends a message again, of those that Kafka refused for their size.
+        self._crowded: deque[Callable[[], None]] = deque()
         self._producer = confluent_kafka.Producer(
             properties(
                 kafka,
@@ -284,11 +289,25 @@ class BulkProducer:
         headers: Mapping[str, bytes] | None = None,
     ) -> None:
         """Queue a message; blocks while the queue is full. ``then`` hears once what became of it."""
+        self._send_alone()
+        self._produce(topic, value, key, then, headers)
 
+    def _produce(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None,
+        then: Callable[[Delivered | DeliveryError], None],
+        headers: Mapping[str, bytes] | None,
+        *,
+        alone: bool = False,
+    ) -> None:
         def _delivered(error: confluent_kafka.KafkaError | None, message: confluent_kafka.Message) -> None:
             if error is None:
                 self._is_away = False
                 then(Delivered(message))
+            elif error.code() == confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE and not alone:
+                self._crowded.append(functools.partial(self._produce, topic, value, key, then, headers, alone=True))
             else:
                 then(_refusal(error, topic))
 
@@ -302,13 +321,24 @@ class BulkProducer:
                 then(_refusal(error.args[0], topic))
                 break
 
+    def _send_alone(self) -> None:
+        """Send each message again that Kafka refused for its size: that may have been the size of its batch."""
+        while self._crowded:
+            if not self._producer.flush(_POLL_SECONDS):
+                self._crowded.popleft()()
+
     def poll(self) -> None:
-        """Hear what has been answered, without waiting."""
+        """Hear what has been answered; waits only for messages that have to be sent alone."""
         self._producer.poll(0)
+        self._send_alone()
 
     def flush(self, timeout_seconds: float) -> int:
         """Wait for all answers; return how many are still missing at the time-out."""
-        return int(self._producer.flush(timeout_seconds))
+        left = int(self._producer.flush(timeout_seconds))
+        if self._crowded:
+            self._send_alone()
+            left = int(self._producer.flush(timeout_seconds))
+        return left
 
 
 def _refusal(error: confluent_kafka.KafkaError, topic: str) -> DeliveryError:

@@ -373,7 +373,7 @@ class System:
     def dead_letters(self) -> list[dict[str, Any]]:
         """Return the dead letters of this system's lanes; the topic is shared by all lanes."""
         letters = [json.loads(value, parse_constant=_refuse) for value in self._tail(DEAD_LETTERS).values()]
-        return [letter for letter in letters if letter["lane"] in self.lanes.values()]
+        return [letter for letter in letters if letter.get("lane") in self.lanes.values()]
 
     def events(self, *kinds: str) -> list[dict[str, Any]]:
         """Return what the workers of this system said (only ``kinds``), in order; the topic is shared by all."""
