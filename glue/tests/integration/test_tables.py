@@ -13,7 +13,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from slowjobs import documents, kinds, schema, settings
+from slowjobs import documents, kinds, postgres, schema, settings
 from slowjobs.persister import tables
 from support.system import ingest_request
 
@@ -40,7 +40,7 @@ class Database:
         with self._connection.cursor() as cursor:
             tables.write(cursor, rows)
 
-    def query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, parameters: dict[str, object] | None = None) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return list(cursor.fetchall())
@@ -232,23 +232,29 @@ VALUES = st.recursive(
     max_leaves=8,
 )
 COLUMNS = ["ingest_request_source", "release_stage", "request", "created", "link_source_extra", "_slowjobs", ""]
-AS_SENT = """
-    SELECT (coalesce(request, '{}') || jsonb_strip_nulls(jsonb_build_object(
-        'link_source', link_source, 'link_source_id', link_source_id, 'ingest_type', ingest_type, 'base_url', base_url,
-        'ingest_request_source', ingest_request_source, 'release_stage', release_stage
-    )))::text FROM ingest_request
-"""
+#: have reenqueue's statement take any request that has no result.
+ALL = {
+    "kind": "ingest",
+    "since": DAY,
+    "before": DAY,
+    "cool_since": DAY,
+    "next": "{}",
+    "busy": [],
+    "wanted": [],
+    "unwanted": [],
+}
 
 
 @hypothesis.given(st.dictionaries(st.sampled_from(COLUMNS) | NAMES, VALUES, max_size=6))
 @SLOW
-def test_nothing_of_a_request_is_dropped(database: Database, members: dict[str, object]) -> None:
+def test_what_is_sent_again_is_what_was_sent(database: Database, members: dict[str, object]) -> None:
     database.empty("ingest_request")
     required = {"link_source": "doi", "link_source_id": "10.1/a", "ingest_type": "pdf", "base_url": "https://a.org"}
     request = json.dumps({**members, **required})
     database.write(_ingest(request.encode()))
-    [(row,)] = database.query(AS_SENT)
-    assert _exact(row) == _exact(request)
+    [(key, again, _)] = database.query(postgres.statement("reenqueue_ingest"), ALL)
+    assert key == kinds.parse(request.encode(), INGEST).key
+    assert _exact(again) == _exact(request)
 
 
 def _exact(text: str) -> Any:
