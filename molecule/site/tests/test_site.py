@@ -125,12 +125,14 @@ def results(prefix: str) -> dict[str, str]:
     return dict(row.split("|") for row in rows(query))
 
 
-def playbook(name: str, variables: dict[str, object], inventory: Path = INVENTORY) -> subprocess.CompletedProcess[str]:
+def playbook(
+    *names: str, variables: dict[str, object], inventory: Path = INVENTORY
+) -> subprocess.CompletedProcess[str]:
     command = [
         str(Path(sys.executable).parent / "ansible-playbook"),
         f"--inventory={inventory}",
         f"--extra-vars={json.dumps(variables)}",
-        str(ROOT / "playbooks" / name),
+        *(str(ROOT / "playbooks" / name) for name in names),
     ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -305,7 +307,9 @@ def test_systemd_waits_longer_than_a_worker_drains(host: str) -> None:
 
 
 def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
-    refused = playbook("preflight.yml", {"slowjobs_lanes": {"fixity-check": {"kind": "fixity", "pool": "nope"}}})
+    refused = playbook(
+        "preflight.yml", variables={"slowjobs_lanes": {"fixity-check": {"kind": "fixity", "pool": "nope"}}}
+    )
     assert refused.returncode != 0
     assert (
         "slowjobs_lanes.fixity-check.pool: got 'nope', wanted one of slowjobs_pools (digest, fixity, ingest)"
@@ -316,9 +320,9 @@ def test_a_lane_without_a_pool_is_refused_before_anything_is_changed() -> None:
 
 def test_the_example_makes_sense_but_is_not_deployed_without_its_secrets() -> None:
     example = ROOT / "inventory" / "example"
-    checked = playbook("preflight.yml", {}, example)
+    checked = playbook("preflight.yml", variables={}, inventory=example)
     assert checked.returncode == 0, checked.stdout
-    refused = playbook("preflight.yml", {"preflight_before_deployment": True}, example)
+    refused = playbook("preflight.yml", variables={"preflight_before_deployment": True}, inventory=example)
     assert refused.returncode != 0
     assert (
         "slowjobs_kafka_secret_properties[sasl.password], slowjobs_postgresql_password, "
@@ -327,7 +331,7 @@ def test_the_example_makes_sense_but_is_not_deployed_without_its_secrets() -> No
 
 
 def test_another_nsqd_host_is_refused_while_the_bridge_publishes_to_the_old_one() -> None:
-    refused = playbook("preflight.yml", {"preflight_before_deployment": True, "nsqd_active_host": "svc507"})
+    refused = playbook("preflight.yml", variables={"preflight_before_deployment": True, "nsqd_active_host": "svc507"})
     assert refused.returncode != 0
     assert "got svc507, but the bridge publishes to svc506. Nothing was changed." in refused.stdout
 
@@ -345,7 +349,22 @@ def test_a_command_that_does_not_exist_is_refused_before_a_worker_is_restarted()
     pools = yaml.safe_load((INVENTORY.parent / "group_vars" / "all" / "pools.yml").read_text())
     pools["slowjobs_pools"]["fixity"]["handler"]["command"] = ["/usr/bin/no-such-program"]
     before = looks()
-    refused = playbook("worker.yml", pools)
+    refused = playbook("worker.yml", variables=pools)
     assert refused.returncode != 0
     assert "there is no program '/usr/bin/no-such-program' that can be run on this host" in refused.stdout
     assert looks() == before
+
+
+def test_an_intake_without_tokens_and_the_timer_of_a_policy_that_left_go_away(control: Host) -> None:
+    def deploy(variables: dict[str, object]) -> str:
+        done = playbook("intake.yml", "reenqueue.yml", variables=variables)
+        assert done.returncode == 0, done.stdout
+        return control.check_output("systemctl list-unit-files --no-pager 'slowjobs-intake*' 'slowjobs-reenqueue*'")
+
+    left = deploy({"slowjobs_intake_tokens": {}, "slowjobs_reenqueue_policies": {}})
+    assert "slowjobs-intake" not in left
+    assert "timer" not in left
+    assert not control.file("/etc/slowjobs/credentials/intake-tokens.json").exists
+    assert reachable("svc507", "control1:8301") == set()
+    assert "slowjobs-reenqueue@fixity.timer" in deploy({})
+    assert reachable("svc507", "control1:8301") == {"control1:8301"}
