@@ -70,7 +70,7 @@ def _at(minutes: float) -> str:
 
 
 def _ingest(raw: bytes, minutes: float = 0) -> tables.IngestRequest:
-    return tables.IngestRequest.of("ingest", kinds.parse(raw, INGEST), DAY + timedelta(minutes=minutes))
+    return tables.IngestRequest.of("ingest", kinds.parse(raw, INGEST), _at(minutes))
 
 
 def _kept(database: Database) -> list[tuple[Any, ...]]:

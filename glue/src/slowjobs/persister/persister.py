@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,7 @@ class Persister(service.Service):
 
     async def run(self) -> None:
         """Work until ``stop``. Raises kafka.FencedError when another persister has taken over."""
+        gc.freeze()  # each batch sets off collections, which need not look at all that was imported
         consumer = kafka.Consumer(self._config.kafka, self._secrets, group=self._group, topics=self._records.topics)
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=self._group)
         work = asyncio.create_task(self._work(consumer, producer))

@@ -56,9 +56,9 @@ class Requests:
         position = tables.RequestPosition.of(
             kind, request.key, record.position, record.created, reenqueued=record.reenqueued
         )
-        if record.reenqueued:
+        if position.last_seen is None:
             return [position]
-        return [_REQUESTS[self._config.kinds[kind].type].of(kind, request, record.created), position]
+        return [_REQUESTS[self._config.kinds[kind].type].of(kind, request, position.last_seen), position]
 
     def letter(self, record: kafka.Record, error: kinds.RejectedError) -> documents.DeadLetter:
         """Return what ``Records`` says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from slowjobs import kinds, postgres
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     import psycopg2
@@ -46,9 +47,9 @@ class JobRequest:
     request: str
 
     @classmethod
-    def of(cls, kind: str, request: kinds.Request, created: datetime) -> JobRequest:
-        """Return a request's row."""
-        return cls(kind, request.key, created.isoformat(), request.raw.decode())
+    def of(cls, kind: str, request: kinds.Request, created: str) -> JobRequest:
+        """Return a request's row. ``created``: ISO 8601."""
+        return cls(kind, request.key, created, request.raw.decode())
 
     def merge(self, later: JobRequest) -> JobRequest:
         """Return the later one, with the time of the first."""
@@ -74,8 +75,8 @@ class IngestRequest:
     raw: str
 
     @classmethod
-    def of(cls, _kind: str, request: kinds.Request, created: datetime) -> IngestRequest:
-        """Return a request's row."""
+    def of(cls, _kind: str, request: kinds.Request, created: str) -> IngestRequest:
+        """Return a request's row. ``created``: ISO 8601."""
         members = request.members
         return cls(
             members["link_source"],
@@ -83,7 +84,7 @@ class IngestRequest:
             members["ingest_type"],
             members["base_url"],
             _column(members, "ingest_request_source"),
-            created.isoformat(),
+            created,
             _column(members, "release_stage"),
             request.raw.decode(),
         )
@@ -199,7 +200,12 @@ def write(cursor: psycopg2.extensions.cursor, rows: Iterable[Row]) -> None:
     by_table: dict[type[Row], dict[tuple[str, ...], Row]] = {}
     for row in rows:
         ours = by_table.setdefault(type(row), {})
-        identity = operator.attrgetter(*row.identity)(row)
+        identity = _identity(type(row))(row)
         ours[identity] = ours[identity].merge(row) if identity in ours else row
     for table, ours in by_table.items():
         postgres.upsert(cursor, table.statement, (vars(ours[identity]) for identity in sorted(ours)))
+
+
+@functools.cache
+def _identity(table: type[Row]) -> Callable[[Row], tuple[str, ...]]:
+    return operator.attrgetter(*table.identity)
