@@ -5,6 +5,7 @@ export LC_ALL := C.UTF-8
 
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/slowjobs
 SCENARIO ?= nsqd site worker
+MINUTES ?= 10
 # Named, or molecule would look for it at the top of a git repository.
 MOLECULE := molecule --base-config $(CURDIR)/.config/molecule/config.yml
 PLAYBOOKS := site.yml $(wildcard playbooks/*.yml)
@@ -14,7 +15,7 @@ SCRIPTS := bench inventory molecule plugins tools
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help up deploy demo down lint lint-yaml lint-ansible lint-shell lint-python check test test-unit test-integration \
-	test-acceptance molecule bench control artefacts
+	test-acceptance fuzz molecule bench control artefacts
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +71,9 @@ test-integration: artefacts ## Each service against a real nsqd, Kafka and Postg
 test-acceptance: artefacts ## The services as processes, killed while work flows, and an account of all requests
 	@tools/bootstrap.sh tests
 	cd glue && pytest tests/acceptance
+
+fuzz: control ## Feed what nobody expects to all that reads what others wrote; MINUTES=10
+	cd glue && PYTHONPATH=tests python -m fuzz --minutes $(MINUTES)
 
 molecule: artefacts ## Roles and site on test hosts of their own; SCENARIO=nsqd for one
 	@tools/bootstrap.sh hosts
