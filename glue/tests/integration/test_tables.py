@@ -207,6 +207,15 @@ def test_each_reenqueueing_is_counted_once_whoever_tells_of_it_first(database: D
     assert _seen(database)[-1] == 3
 
 
+def test_a_reenqueueing_that_comes_again_together_with_a_later_sighting_is_not_counted_again(
+    database: Database,
+) -> None:
+    reenqueued, later = _sighting(1, "bulk", 3, 1, True), _sighting(2, "bulk", 3, 2, False)
+    database.write(reenqueued)
+    database.write(reenqueued, later)
+    assert _seen(database) == ("bulk", 3, 2, DAY + timedelta(minutes=2), DAY + timedelta(minutes=1), 1)
+
+
 @hypothesis.given(SIGHTINGS, st.data())
 @SLOW
 def test_what_comes_again_after_a_crash_changes_nothing(
