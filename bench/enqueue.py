@@ -15,6 +15,7 @@ import functools
 import gzip
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -120,11 +121,11 @@ def produce(bootstrap: str, topic: str, file: Path) -> None:
         raise RuntimeError(f"not delivered: {missing[:1]}")
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """Return how long ``work`` takes."""
-    begin = time.monotonic()
+def cost(work: Callable[[], None]) -> tuple[float, float]:
+    """Return the seconds that ``work`` takes, and those of CPU time, of its children too."""
+    before, begin = sum(os.times()[:4]), time.monotonic()
     work()
-    return time.monotonic() - begin
+    return time.monotonic() - begin, sum(os.times()[:4]) - before
 
 
 def main() -> None:
@@ -146,29 +147,33 @@ def main() -> None:
             measured = measure(broker.address, config, files, options)
         finally:
             broker.discard()
-    table = rich.table.Table("", "lines a second", "least", "most", "of a bare producer", box=rich.box.SIMPLE_HEAD)
-    for (form, way), rates in measured.items():
-        share = statistics.median(rates) / statistics.median(measured[form, "bare producer"])
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for column in ("", "lines a second", "least", "most", "of a bare producer", "CPU us a line"):
+        table.add_column(column, justify="right" if column else "left")
+    for (form, way), costs in measured.items():
+        rates = [options.lines / seconds for seconds, _ in costs]
+        bare = statistics.median(options.lines / seconds for seconds, _ in measured[form, "bare producer"])
         figures = (f"{figure:,.0f}" for figure in (statistics.median(rates), min(rates), max(rates)))
-        table.add_row(f"{form}, {way}", *figures, f"{share:.2f}")
+        cpu = statistics.median(cpu / options.lines * 1e6 for _, cpu in costs)
+        table.add_row(f"{form}, {way}", *figures, f"{statistics.median(rates) / bare:.2f}", f"{cpu:.1f}")
     rich.console.Console().print(table)
 
 
 def measure(
     bootstrap: str, config: Path, files: dict[str, Path], options: argparse.Namespace
-) -> dict[tuple[str, str], list[float]]:
-    """Return lines a second of each round: ``(form, way) -> rates``."""
-    measured: dict[tuple[str, str], list[float]] = {}
+) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """Return what each round costs: ``(form, way) -> (seconds, CPU seconds)``."""
+    measured: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for _ in range(options.rounds):
         for form, file in files.items():
             command = functools.partial(enqueue, config, LANES[form], file, options.lines)
             ways = {
-                "dry run": lambda command=command: command("--dry-run"),
+                "dry run": functools.partial(command, "--dry-run"),
                 "enqueue": command,
                 "bare producer": functools.partial(produce, bootstrap, LANES[form], file),
             }
             for way, work in ways.items():
-                measured.setdefault((form, way), []).append(options.lines / seconds(work))
+                measured.setdefault((form, way), []).append(cost(work))
     return measured
 
 
