@@ -1,7 +1,7 @@
 -- Requests of an address, or with this as their link_source_id, and their results, also one without a request. What is
 -- not asked for is null. The primary key begins with link_source: its few values are found one after the other, so that
--- the key's own index serves a link_source_id as well. OFFSET 0 has each row looked up by itself, by an index: the planner
--- expects more rows than there ever are, and would rather read a whole table.
+-- the key's own index serves a link_source_id as well. OFFSET 0 has each row looked up by itself, by an index: the
+-- planner expects more rows than there ever are, and would rather read a whole table.
 WITH RECURSIVE link_sources (link_source) AS (
     SELECT min(link_source) FROM ingest_request WHERE %(link_source_id)s IS NOT NULL
     UNION ALL
