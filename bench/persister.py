@@ -3,8 +3,9 @@
 
 A round is of new rows, and then of rows half of which are there already. The persister stands still while the topic is
 filled, and is let go: the clock runs from there to PostgreSQL's last commit, so reading Kafka, checks, keys and batches
-are all in it. The other way gets the same rows, made beforehand, in one COPY a table, and merges them by the same
-statement, all in one transaction. Both write to tables with the same indexes on the same server, in turns.
+are all in it. The other way gets the same rows, made beforehand: COPY, and a merge by the same statement, in
+transactions of as many records as the persister's. Both write to tables with the same indexes on the same server, in
+turns.
 """
 
 from __future__ import annotations
@@ -151,19 +152,24 @@ class Bench:
         )
         return len(values) / (time.monotonic() - begin)
 
-    def merge(self, case: Case, values: Sequence[bytes]) -> float:
-        """Return how many records COPY and merge write a second."""
-        copies = {table.statement: _copy_text(rows) for table, rows in self._rows(case, values).items()}
+    def merge(self, case: Case, values: Sequence[bytes], size: int) -> float:
+        """Return how many records COPY and merge write a second, with ``size`` of them in a transaction."""
+        parts = [values[first : first + size] for first in range(0, len(values), size)]
+        transactions = [
+            {table.statement: _copy_text(rows) for table, rows in self._rows(case, part).items()} for part in parts
+        ]
         with contextlib.closing(self._servers.postgresql.connect(self._other)) as connection:
             connection.autocommit = False
             begin = time.monotonic()
-            with connection, connection.cursor() as cursor:
-                for name, text in copies.items():
-                    statement = postgres.statement(name)
-                    [source] = GIVEN.finditer(statement)
-                    cursor.execute(f"CREATE TEMPORARY TABLE staged_{name} ({source['columns']}) ON COMMIT DROP")
-                    cursor.copy_expert(f"COPY staged_{name} FROM STDIN", io.StringIO(text))
-                    cursor.execute(GIVEN.sub(f"staged_{name} AS given", statement))
+            for name in transactions[0]:
+                with connection, connection.cursor() as cursor:
+                    columns = _given(name)["columns"]
+                    cursor.execute(f"CREATE TEMPORARY TABLE staged_{name} ({columns}) ON COMMIT DELETE ROWS")
+            for copies in transactions:
+                with connection, connection.cursor() as cursor:
+                    for name, text in copies.items():
+                        cursor.copy_expert(f"COPY staged_{name} FROM STDIN", io.StringIO(text))
+                        cursor.execute(GIVEN.sub(f"staged_{name} AS given", postgres.statement(name)))
             return len(values) / (time.monotonic() - begin)
 
     def _rows(self, case: Case, values: Sequence[bytes]) -> dict[type[tables.Row], list[tables.Row]]:
@@ -182,6 +188,11 @@ class Bench:
     def close(self) -> None:
         """End the persisters."""
         self._system.discard()
+
+
+def _given(name: str) -> re.Match[str]:
+    [source] = GIVEN.finditer(postgres.statement(name))
+    return source
 
 
 def _copy_text(rows: Sequence[tables.Row]) -> str:
@@ -204,7 +215,8 @@ def measure(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterat
                     bench.empty()
                     for case in cases:
                         for name, values in _batches(bench, case, arguments.records):
-                            yield case.name, name, bench.persist(case, values), bench.merge(case, values)
+                            other = bench.merge(case, values, arguments.transaction)
+                            yield case.name, name, bench.persist(case, values), other
 
 
 def _batches(bench: Bench, case: Case, count: int) -> Iterator[tuple[str, list[bytes]]]:
@@ -238,6 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="how often each works (default: %(default)s)")
     parser.add_argument("--records", type=int, default=20_000, help="a measurement (default: %(default)s)")
+    parser.add_argument(
+        "--transaction", type=int, default=1000, help="records a transaction of the other way (default: %(default)s)"
+    )
     parser.add_argument("--least", type=float, default=0.4, help="ratio that must be reached (default: %(default)s)")
     arguments = parser.parse_args()
     # As after Ctrl-C: what was started is ended first.
