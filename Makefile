@@ -28,7 +28,8 @@ deploy: artefacts ## Install everything on the inventory's hosts: ansible-playbo
 	@ansible-playbook site.yml
 
 demo: up deploy ## From nothing to results: hosts, deployment, thousands of real requests, a table
-	@python tools/demo.py
+	@ansible-playbook playbooks/local-demo.yml
+	@python tools/demo
 
 down: control ## Take the local hosts away with all that is on them; image and archives stay cached
 	@ansible-playbook playbooks/local-down.yml
@@ -81,9 +82,10 @@ molecule: artefacts ## Roles and site on test hosts of their own; SCENARIO=nsqd 
 	@$(MOLECULE) destroy
 	@$(MOLECULE) test --no-command-borders $(addprefix --scenario-name=,$(SCENARIO))
 
-bench: artefacts ## What a task and an idle slot cost here, and with Celery and RQ (about 3 minutes)
-	@tools/bootstrap.sh bench
+bench: artefacts ## What a task and an idle slot cost here, and with Celery and RQ; the persister beside COPY (about 5 minutes)
+	@tools/bootstrap.sh bench tests
 	@PYTHONPATH=glue/tests $(CACHE)/bench/bin/python bench/run.py
+	@PYTHONPATH=glue/tests python bench/persister.py
 
 control:
 	@tools/bootstrap.sh control

@@ -88,6 +88,7 @@ def test_a_pdf_is_told_of_in_full(site: web.Site) -> None:
         (web.answer(body=gzip.compress(PDF), content_encoding="gzip"), "success"),
         (web.answer(body=b"\x89PNG", content_type="application/pdf"), "wrong-mimetype"),
         (web.answer(body=b""), "empty-blob"),
+        (web.page(""), "empty-blob"),
         (web.answer(404, "gone"), "terminal-bad-status"),
         (web.answer(403), "terminal-bad-status"),
         (web.answer(302), "terminal-bad-status"),  # to nowhere

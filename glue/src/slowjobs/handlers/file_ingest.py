@@ -131,21 +131,17 @@ class _Walk:
 
 
 def _page(answer: web.Answer, url: str) -> landing.Page | None:
-    """Return what a page says that was found where it was looked for; None for anything else."""
-    if not _found(answer) or media.mimetype(answer.body.head, answer.content_type) not in media.HTML:
+    """Return what a page says; None for anything else."""
+    if _status(answer, "html") != "success":
         return None
     return landing.read(answer.body.head, url, media.charset(answer.content_type))
-
-
-def _found(answer: web.Answer) -> bool:
-    return answer.status_code in range(200, 300)
 
 
 def _status(answer: web.Answer, ingest_type: str) -> str:
     """Return the status of an answer that leads nowhere else."""
     if answer.status_code in range(500, 600):
         return "remote-server-error"
-    if not _found(answer):
+    if answer.status_code not in range(200, 300):
         return "terminal-bad-status"
     if not answer.body.size:
         return "empty-blob"

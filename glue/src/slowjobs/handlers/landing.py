@@ -69,9 +69,9 @@ def _absolute(base: str, reference: str | None) -> str | None:
     try:
         found = urllib.parse.urljoin(base, reference.strip())
         parts = urllib.parse.urlsplit(found)
-        return found if parts.scheme in ("http", "https") and parts.netloc else None
     except ValueError:
         return None
+    return found if parts.scheme in ("http", "https") and parts.netloc else None
 
 
 def _citation(root: etree._Element, base: str) -> str | None:
