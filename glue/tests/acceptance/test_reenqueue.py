@@ -63,6 +63,12 @@ def _process(system: System, *arguments: str, **streams: int) -> Iterator[subpro
             process.kill()
 
 
+def _wait_until_done(system: System, count: int) -> None:
+    """Wait until nothing of the first lane's ``count`` requests is on its way any more."""
+    wait_until(lambda: system.committed("slowjobs-bridge"), 20, "its commit", accept=lambda offset: offset == count)
+    wait_until(system.outstanding, 20, "an empty lane", accept=lambda held: held == 0)
+
+
 def _sent_keys(system: System) -> Counter[str]:
     return Counter(json.loads(value or b"null")["file_id"] for value in system.sent().values())
 
@@ -85,14 +91,14 @@ def test_a_policy_that_runs_while_nobody_works_sends_its_limit_once_and_nothing_
     # Not even the bridge works at first.
     assert [run_policy() for _ in range(2)] == [300, 0]
     system.start(system.bridge)
-    assert [run_policy() for _ in range(3)] == [0, 0, 0]
+    assert run_policy() == 0
     wait_until(system.outstanding, 10, "a full lane", accept=lambda held: held == 100)
     assert run_policy() == 0
     assert len(system.sent()) == 300
 
     system.start(system.worker)
     wait_until(lambda: len(system.results()), 60, "300 results", accept=lambda count: count >= 300)
-    wait_until(system.outstanding, 20, "an empty lane", accept=lambda held: held == 0)
+    _wait_until_done(system, 300)
     assert run_policy() == 300, "the next ones"
     wait_until(lambda: len(system.results()), 60, "600 results", accept=lambda count: count >= 600)
     assert set(_sent_keys(system).values()) == {1}
@@ -125,7 +131,7 @@ def test_requests_that_are_on_their_way_are_left_out_and_the_output_says_where(m
     system.start(system.bridge, *system.persisters.values(), system.worker)
     system.send_requests(["done-without-result"])
     system.wait_for_dead_letters(1, 30)
-    wait_until(system.outstanding, 10, "an empty lane", accept=lambda held: held == 0)
+    _wait_until_done(system, 1)
     system.worker.stop()
     system.send_requests(range(3), lane="other")
     wait_until(system.outstanding, 20, "them in NSQ", accept=lambda held: held == 3)
@@ -160,7 +166,7 @@ def test_one_of_the_requests_that_share_a_result_is_sent_as_it_came(make_system:
     odd = {"release_stage": 5, "ingest_request_source": "someone", "ext_ids": {"doi": "10.1/x"}, "n": 1.50}
     system.send(ingest_request(shared, link_source_id=f"10.1/{number}", **odd, number=number) for number in range(3))
     system.wait_for_dead_letters(3, 30)
-    wait_until(system.outstanding, 10, "an empty lane", accept=lambda held: held == 0)
+    _wait_until_done(system, 3)
     before = [json.loads(value or b"null") for value in system.sent().values()]
     document = _reenqueue(system)
     assert document["sent"] == 1
@@ -200,8 +206,9 @@ def test_a_run_that_could_not_be_right_sends_nothing_and_says_why(make_system: M
     said = system.run(*window, "--timeout", "1s", expect=3)
     assert "slowjobs-persister@requests has 1 messages to go" in said.stderr
     system.start(system.persisters["requests"])
+    wait_until(lambda: system.committed("slowjobs-persister-requests"), 30, "the request's row")
     system.services.kafka.produce(system.result_topic, [b"{}"])
-    said = system.run(*window, "--timeout", "5s", expect=3)
+    said = system.run(*window, "--timeout", "1s", expect=3)
     assert "slowjobs-persister@results has 1 messages to go" in said.stderr
     system.start(system.persisters["results"])
 
@@ -224,12 +231,6 @@ def test_a_run_that_could_not_be_right_sends_nothing_and_says_why(make_system: M
     system.write()
     assert "persist_results" in system.run(*window, expect=2).stderr
 
-    for wrong in (
-        (),
-        ("--policy", "none"),
-        (system.lane,),
-        ("no-lane", "--window", "8d"),
-        (system.lane, "--window", "8"),
-    ):
+    for wrong in ((system.lane,), ("no-lane", "--window", "8d"), ("--policy", "no-policy")):
         assert "Traceback" not in system.run("reenqueue", *wrong, "--yes", expect=2).stderr
     assert len(system.sent()) == 1
