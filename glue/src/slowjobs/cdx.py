@@ -27,7 +27,7 @@ _BASE32_DIGITS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ab
 #: what stands for a field without a value.
 _NULL = "-"
 
-_write = json.JSONEncoder(ensure_ascii=False).encode
+_quote = json.encoder.encode_basestring  # json.dumps of a string, without making an encoder for it
 
 
 @dataclass(frozen=True)
@@ -45,32 +45,32 @@ _FORMS = {len(letters): Legend(tuple(letters)) for letters in ("NbamskrMSVg", "N
 def _text(value: str) -> str:
     if not value:
         raise ValueError("a text, or - for none")
-    return value
+    return _quote(value)
 
 
 def _datetime(value: str) -> str:
     if not _DATETIME.fullmatch(value):
         raise ValueError("14 digits")
-    return value
+    return f'"{value}"'
 
 
-def _integer(value: str) -> int:
+def _integer(value: str) -> str:
     if not _INTEGER.fullmatch(value):
         raise ValueError("an integer")
-    return int(value)
+    return str(int(value))
 
 
 def _sha1hex(value: str) -> str:
     digest = value[5:] if value[:5].lower() == "sha1:" else value
     if _SHA1_BASE32.fullmatch(digest.upper()):
-        return f"{int(digest.upper().translate(_BASE32_DIGITS), 32):040x}"
+        return f'"{int(digest.upper().translate(_BASE32_DIGITS), 32):040x}"'
     if _SHA1_HEX.fullmatch(digest.lower()):
-        return digest.lower()
+        return f'"{digest.lower()}"'
     raise ValueError("a SHA-1 in base 32 or hex")
 
 
-#: member of a request -> the letter of its field, and how that is read
-_MEMBERS: dict[str, tuple[str, Callable[[str], str | int]]] = {
+#: member of a request -> the letter of its field, and what makes JSON of that
+_MEMBERS: dict[str, tuple[str, Callable[[str], str]]] = {
     "url": ("a", _text),
     "datetime": ("b", _datetime),
     "sha1hex": ("k", _sha1hex),
@@ -114,16 +114,16 @@ def request(line: bytes, named: Legend | None) -> bytes:
         if len(fields) != len(form.letters):
             expected = f"expected {len(form.letters)} fields, as by the header line"
             raise kinds.RejectedError("not-cdx", f"{expected}, got {len(fields)}")
-    return _write(_members(dict(zip(form.letters, fields, strict=True)))).encode()
+    return _write(dict(zip(form.letters, fields, strict=True))).encode()
 
 
-def _members(fields: dict[str, str]) -> kinds.JsonObject:
-    members: kinds.JsonObject = {}
+def _write(fields: dict[str, str]) -> str:
+    members = []
     for name, (letter, read) in _MEMBERS.items():
         value = fields.get(letter, _NULL)
         try:
-            members[name] = None if value == _NULL else read(value)
+            members.append(f'"{name}": {"null" if value == _NULL else read(value)}')
         except ValueError as error:
             got = f"expected {error}, got {value[:80]!r}"
             raise kinds.RejectedError("not-cdx", f"{name} (field {letter}): {got}") from None
-    return members
+    return f"{{{', '.join(members)}}}"

@@ -313,7 +313,9 @@ class BulkProducer:
 
         while True:
             try:
-                self._producer.produce(topic, value, key, on_delivery=_delivered, headers=dict(headers or {}))
+                self._producer.produce(
+                    topic, value, key, on_delivery=_delivered, headers=dict(headers) if headers else None
+                )
                 break
             except BufferError:
                 self._producer.poll(0.1)
