@@ -7,7 +7,7 @@ ingest    PDFs and pages of Debian's documentation, from a web server on data1, 
 regrobid  the same PDFs in WARCs, by CDX lines. What answers there is a program of the demo, not GROBID: it shows the
           way of the requests, no extraction.
 
-The lanes of small weight are sent first; while they wait, those of great weight follow and overtake them.
+In each pool the lanes of small weight are sent first; while they wait, that of the greatest follows and overtakes them.
 Exit status: 0 when every request came to an end that was expected, 1 otherwise.
 """
 
@@ -25,8 +25,6 @@ from account import POOLS, Account
 from batches import Batch
 from hosts import OWNER, on, put
 
-#: lanes that overtake the others of their pool.
-OVERTAKING = [next(iter(weights)) for weights in POOLS.values() if len(weights) > 1]
 #: seconds; a run in which nothing ends for so long has failed.
 STALL_SECONDS = 120
 
@@ -41,7 +39,8 @@ for line in sys.stdin:
 sys.exit(producer.flush(30))
 """
 
-console = rich.console.Console()
+#: wide lines are the terminal's to wrap: commands can be copied from it.
+console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def send(batch: Batch) -> float:
@@ -49,7 +48,7 @@ def send(batch: Batch) -> float:
     path = f"/root/{batch.lane}.requests"
     put("control1", path, "".join(f"{line}\n" for line in batch.lines).encode())
     began = time.time()
-    console.print(on("control1", "slowjobs", "enqueue", batch.lane, path).decode().strip(), highlight=False)
+    console.print(on("control1", "slowjobs", "enqueue", batch.lane, path).decode().strip())
     if batch.malformed:
         raw = "".join(f"{value.hex()}\n" for value in batch.malformed)
         on("control1", "/opt/slowjobs/current/bin/python", "-c", PRODUCE, batch.lane, data=raw.encode())
@@ -57,10 +56,20 @@ def send(batch: Batch) -> float:
     return began
 
 
-def await_first_results(account: Account) -> None:
-    """Wait until each lane that was sent has work under way."""
+def send_all(account: Account) -> None:
+    """Send to the lanes of each pool; to its first lane when the others are under way, so that it overtakes them."""
+    for lanes in POOLS.values():
+        first, *others = lanes
+        for lane in others:
+            account.sent[lane] = send(account.batches[lane])
+        await_first_results(account, set(others))
+        account.sent[first] = send(account.batches[first])
+
+
+def await_first_results(account: Account, lanes: set[str]) -> None:
+    """Wait until each of ``lanes`` has a result."""
     deadline = time.monotonic() + STALL_SECONDS
-    while {one.lane for one in account.results} < account.sent.keys() and time.monotonic() < deadline:
+    while not lanes <= {one.lane for one in account.results} and time.monotonic() < deadline:
         time.sleep(0.5)
         account.look()
 
@@ -83,7 +92,7 @@ def watch(account: Account) -> None:
             figure, words = account.progress()
             progress.update(bar, completed=len(account.results), description=words)
             if not console.is_terminal:
-                console.print(f"{len(account.results)} of {account.total} results; {words}", highlight=False)
+                console.print(f"{len(account.results)} of {account.total} results; {words}")
             if figure != seen:
                 moved, seen = time.monotonic(), figure
 
@@ -98,32 +107,17 @@ def main() -> int:
     # The name of this run, which is in its requests: when it began, as the documents write it.
     run = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     fixity.tamper()
-    batches = [*fixity.batches(run, count), *ingest.batches(run), *regrobid.batches(run)]
-    account = Account(run, batches)
-    for batch in batches:
-        if batch.lane not in OVERTAKING:
-            account.sent[batch.lane] = send(batch)
-    await_first_results(account)
-    for batch in batches:
-        if batch.lane in OVERTAKING:
-            account.sent[batch.lane] = send(batch)
+    account = Account(run, [*fixity.batches(run, count), *ingest.batches(run), *regrobid.batches(run)])
+    send_all(account)
     watch(account)
     account.close()
     for table in account.tables():
         console.print(table)
     podman = " ".join([*OWNER, "podman exec"])
     if not account.settled:
-        console.print("Not every request came to the end that was expected. Look at:", style="red")
-        for batch in batches:
-            console.print(f"  {batch.lane}: expected {dict(batch.expected)}", markup=False, highlight=False)
-        console.print(
-            f"  {podman} slowjobs-control1 slowjobs status\n  {podman} slowjobs-control1 slowjobs dead list",
-            markup=False,
-            highlight=False,
-        )
-        return 1
+        return _fail(account, podman)
     for share in account.shares():
-        console.print(share, highlight=False)
+        console.print(share)
     console.print(
         "What answered regrobid-bulk is a program of the demo, not GROBID: its results were not read from a PDF.\n"
         "Every request is accounted for. What to try next:\n"
@@ -131,11 +125,19 @@ def main() -> int:
         f"  {podman} slowjobs-control1 slowjobs dead list\n"
         f"  {podman} slowjobs-worker1 journalctl -u 'slowjobs-worker@*'\n"
         "  make deploy    after a change of the inventory\n"
-        "  make down      takes it all away",
-        markup=False,
-        highlight=False,
+        "  make down      takes it all away"
     )
     return 0
+
+
+def _fail(account: Account, podman: str) -> int:
+    console.print("Not every request came to the end that was expected, which is:", style="red")
+    for batch in account.batches.values():
+        console.print(f"  {batch.lane}: {dict(batch.expected)}")
+    console.print(
+        f"Look at:\n  {podman} slowjobs-control1 slowjobs status\n  {podman} slowjobs-control1 slowjobs dead list"
+    )
+    return 1
 
 
 if __name__ == "__main__":

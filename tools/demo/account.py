@@ -62,11 +62,11 @@ def unfinished() -> dict[str, int | None]:
 
 
 class Account:
-    """All that was sent, and what has come of it so far. ``sent``: lane -> when, in seconds since 1970."""
+    """What is sent to each lane, and what has come of it so far. ``sent``: lane -> when, in seconds since 1970."""
 
     def __init__(self, run: str, batches: list[Batch]) -> None:
         self._run = run
-        self._batches = {batch.lane: batch for batch in batches}
+        self.batches = {batch.lane: batch for batch in batches}
         self.sent: dict[str, float] = {}
         self.results: list[Result] = []
         self._dead: dict[str, Ends] = {}
@@ -84,22 +84,22 @@ class Account:
     @property
     def total(self) -> int:
         """How many results there are to be."""
-        dead = sum(len(batch.malformed) for batch in self._batches.values())
-        return sum(batch.expected.total() for batch in self._batches.values()) - dead
+        dead = sum(len(batch.malformed) for batch in self.batches.values())
+        return sum(batch.expected.total() for batch in self.batches.values()) - dead
 
     @property
     def complete(self) -> bool:
         """Whether all results are there and no lane has anything left."""
-        return len(self.results) >= self.total and all(self._unfinished.get(lane) == 0 for lane in self._batches)
+        return len(self.results) >= self.total and all(self._unfinished.get(lane) == 0 for lane in self.batches)
 
     @property
     def settled(self) -> bool:
         """Whether what came is what was expected, to the last request."""
-        return self.complete and all(self._ends(lane) == batch.expected for lane, batch in self._batches.items())
+        return self.complete and all(self._ends(lane) == batch.expected for lane, batch in self.batches.items())
 
     def progress(self) -> tuple[int, str]:
         """Return a figure that stands still when nothing goes on, and words for those who watch."""
-        left = {lane: count for lane, count in self._unfinished.items() if count and lane in self._batches}
+        left = {lane: count for lane, count in self._unfinished.items() if count and lane in self.batches}
         words = "left: " + (", ".join(f"{lane} {count}" for lane, count in left.items()) or "nothing")
         return len(self.results) - sum(left.values()), words
 
@@ -119,7 +119,7 @@ class Account:
         table.add_column(min_width=28)
         for lane, weight in weights.items():
             table.add_column(f"{lane}\nweight {weight}", justify="right")
-        batches = [self._batches[lane] for lane in weights]
+        batches = [self.batches[lane] for lane in weights]
         ends = [self._ends(lane) for lane in weights]
         table.add_row("requests", *(str(batch.expected.total() + batch.again) for batch in batches), style="bold")
         for end in sorted(set().union(*ends)):
@@ -137,10 +137,10 @@ class Account:
 
     def _share(self, weights: dict[str, int]) -> str:
         first, *others = weights
-        moments = [one.finished for one in self.results if one.lane == first]
-        meanwhile = collections.Counter(
-            one.lane for one in self.results if min(moments) <= one.finished <= max(moments)
-        )
+        moments = sorted(one.finished for one in self.results if one.lane == first)
+        # At its end the slots that it has no more use for go to the others.
+        moments = moments[: 1 + len(moments) * 3 // 4]
+        meanwhile = collections.Counter(one.lane for one in self.results if moments[0] <= one.finished <= moments[-1])
         had = " and ".join(f"{lane} had {meanwhile[lane]}" for lane in others)
         by = " to ".join(str(weight) for weight in weights.values())
-        return f"While {first} had its {len(moments)} results, {had}; by weight {by}."
+        return f"While {first} had {len(moments)} results, {had}; by weight {by}."

@@ -11,7 +11,7 @@ FOLDERS = ("doc/debian-history", "doc/developers-reference", "doc/packaging-tuto
 
 def paths(suffix: str) -> list[str]:
     """Return the paths of all documents of a kind below /usr/share, "pdf" or "html"; no large ones: they take long."""
-    found = on("data1", "sh", "-c", f"cd /usr/share && find {' '.join(FOLDERS)} -type f -name '*.{suffix}' -size -3M")
+    found = on("data1", "sh", "-c", f"cd /usr/share && find {' '.join(FOLDERS)} -type f -name '*.{suffix}' -size -2M")
     return sorted(found.decode().splitlines())
 
 
