@@ -262,7 +262,7 @@ def test_the_time_limit_is_for_all_hops_together(site: web.Site) -> None:
     site.routes["/"] = slow
     began = time.monotonic()
     assert status(site.url("/"), total_seconds=0.7) == "timeout"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_server_that_falls_silent_is_given_up(site: web.Site) -> None:
