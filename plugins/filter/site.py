@@ -420,6 +420,11 @@ def _policies(site: Site) -> Iterator[str]:
                 f"{place}.on_calendar: got {calendar!r}, wanted when it runs, such as daily or '*:0/30' "
                 "(systemd-analyze calendar explains it)."
             )
+        if policy.get("exclude_statuses") and not policy.get("statuses") and "result_older_than_days" not in policy:
+            yield (
+                f"{place}.exclude_statuses: it only narrows statuses or result_older_than_days, got neither. "
+                "Add one of them, or take it out."
+            )
         yield from _policy_figures(place, policy)
 
 

@@ -376,10 +376,18 @@ class Record:
     @classmethod
     def of(cls, message: confluent_kafka.Message) -> Record:
         """Return what ``message`` holds; it must be no error."""
-        _, milliseconds = message.timestamp()
         position = documents.Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
         reenqueued = REENQUEUED_HEADER in dict(message.headers() or ())
-        return cls(position, message.value() or b"", datetime.fromtimestamp(milliseconds / 1000, UTC), reenqueued)
+        return cls(position, message.value() or b"", _created(message), reenqueued)
+
+
+def _created(message: confluent_kafka.Message) -> datetime:
+    """Return when a message was produced; a time that no calendar has, as some producers write, counts as now."""
+    _, milliseconds = message.timestamp()
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OSError, OverflowError, ValueError):
+        return datetime.now(UTC)
 
 
 class Consumer:

@@ -421,6 +421,12 @@ class Policy(_Section):
     limit: Annotated[int, Field(ge=1)] | None = None
     cool_down_hours: Annotated[float, Field(ge=0, le=24 * _CENTURY_DAYS)] = 24
 
+    @pydantic.model_validator(mode="after")
+    def _excludes_from_something(self) -> Policy:
+        if self.exclude_statuses and not self.statuses and self.result_older_than_days is None:
+            raise ValueError("exclude_statuses: only narrows statuses or result_older_than_days; got neither")
+        return self
+
 
 class CliSettings(_PoolsOfLanes):
     """``slowjobs.toml``: the whole site, for the command line."""

@@ -9,6 +9,7 @@ import itertools
 import ssl
 import threading
 import time
+import urllib.parse
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -351,3 +352,17 @@ def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(certifi, "where", lambda: str(tmp_path / "authority.pem"))
         assert status(site.url("/7.pdf")) == "success"
         assert status(site.url("/7.pdf", "localhost")) == "connect-error"
+
+
+@pytest.mark.parametrize("url", ["http://ex\u00e4" + "a" * 70 + ".com/", "http://[\u00e4/", "http://\u00e4..com/"])
+def test_an_address_whose_host_is_no_name_is_told_as_such(url: str) -> None:
+    assert status(url) == "invalid-url"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_redirect_gets_back_the_bytes_that_the_server_sent(site: web.Site, encoding: str) -> None:
+    sent = "caf\u00e9.pdf".encode(encoding)
+    escaped = "/" + urllib.parse.quote(sent)
+    site.routes[escaped] = site.routes["/7.pdf"]
+    site.routes["/go"] = web.redirect(site.url("/") + sent.decode("latin-1"))
+    assert ingest(site.url("/go"))["hops"][-1] == site.url(escaped)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import confluent_kafka
 import pytest
 
 from slowjobs import kafka, settings
@@ -138,3 +141,16 @@ def test_a_batch_of_large_messages_ends_before_they_fill_the_memory(services: Se
             await consumer.close()
 
     assert max(asyncio.run(_sizes())) <= 2 * size
+
+
+def test_a_time_that_no_calendar_has_counts_as_now(services: Services, topic: str) -> None:
+    producer = confluent_kafka.Producer({"bootstrap.servers": services.kafka.address})
+    producer.produce(topic, b"in microseconds, and before the calendar", timestamp=-(10**15))
+    producer.flush()
+    with contextlib.closing(kafka.reader(_settings(services), NO_SECRETS, group="tests")) as client:
+        start = confluent_kafka.OFFSET_BEGINNING
+        client.assign([confluent_kafka.TopicPartition(topic, partition, start) for partition in range(2)])
+        [message] = wait_until(
+            lambda: [each for each in client.consume(10, 0.5) if each.error() is None], 20, "the message"
+        )
+    assert abs(datetime.now(UTC) - kafka.Record.of(message).created) < timedelta(minutes=1)

@@ -248,6 +248,8 @@ ALL = {
     "before": DAY,
     "cool_since": DAY,
     "next": "{}",
+    "end": "{}",
+    "recent": DAY,
     "busy": [],
     "wanted": [],
     "unwanted": [],
@@ -269,3 +271,12 @@ def test_what_is_sent_again_is_what_was_sent(database: Database, members: dict[s
 def _exact(text: str) -> Any:
     """Parse JSON without rounding its numbers."""
     return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ['["a", "b", [], "x"]', '["a", "b", 1, "x"]', '["a"]', '"a"', "[" * 100_000, '["a", "b", "\\ud800", "x"]', "no"],
+)
+def test_a_result_whose_key_is_not_that_of_an_ingest_request_is_refused(key: str) -> None:
+    with pytest.raises(kinds.RejectedError):
+        tables.IngestResult.of(key, _at(0), kinds.IngestOutcome("success", True, None, None, None, None))

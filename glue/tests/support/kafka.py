@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from support import artefacts
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: bytes; what `setup` gives result and dead-letter topics, so that a producer of these tests may fill them too.
 LARGE_MESSAGE_BYTES = 21 * 1024 * 1024
+#: what a broker that has just come back says.
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 #: Kafka wants 16 bytes in base64.
 CLUSTER_ID = "c2xvd2pvYnMtdGVzdHMtMQ"
 #: A small heap and no late optimisation: the node starts in two seconds and the machine has two cores.
@@ -179,7 +181,16 @@ class Tail:
         return self.messages
 
     def _end(self, partition: int) -> int:
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=20)
+        found = wait_until(lambda: (self._end_now(partition),), 20, f"a leader of {self._topic}")
+        return found[0]
+
+    def _end_now(self, partition: int) -> int:
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=20)
+        except KafkaException as error:
+            if error.args[0].code() not in _NO_LEADER_YET:
+                raise
+            raise ConnectionError(error.args[0].str()) from error
         return int(end)
 
     def values(self) -> list[bytes]:

@@ -34,7 +34,7 @@ def answer(status: int = 200, body: bytes | str = b"", **headers: object) -> byt
     lines = [
         f"{name.replace('_', '-')}: {value}" for name, value in {"content_length": len(content), **headers}.items()
     ]
-    return "\r\n".join([f"HTTP/1.1 {status} -", *lines, "connection: close", "", ""]).encode() + content
+    return "\r\n".join([f"HTTP/1.1 {status} -", *lines, "connection: close", "", ""]).encode("latin-1") + content
 
 
 def redirect(location: str, status: int = 302, **headers: object) -> bytes:

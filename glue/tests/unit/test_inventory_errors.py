@@ -142,6 +142,12 @@ MISTAKES = {
         spoil("reenqueue_policies/fixity/result_older_than_days", -1),
         "fixity.result_older_than_days: got -1, wanted days, 0 or more",
     ),
+    "a policy that excludes from nothing": (
+        lambda site: site["reenqueue_policies"].update(
+            fixity={"lane": "fixity-check", "on_calendar": "daily", "window_days": 8, "exclude_statuses": ["a"]}
+        ),
+        "fixity.exclude_statuses: it only narrows",
+    ),
     "a policy for nothing": (spoil("reenqueue_policies/fixity/limit", 0), "fixity.limit: got 0, wanted a whole number"),
     "a status that is no list": (
         spoil("reenqueue_policies/fixity/statuses", "spn2-*"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from slowjobs import documents, settings
+from slowjobs import documents, kinds, settings
 from slowjobs.cli import common
 from slowjobs.operations import find
 
@@ -34,7 +34,11 @@ def find_command(path: Path, key: str, *, as_json: bool) -> None:
       slowjobs find '["pdf", "https://example.org/paper"]' --json
     """
     config, secrets = common.load(path, settings.CliSettings)
-    matches, failures = find.find(config, secrets, key)
+    try:
+        wanted = find.Wanted.of(key)
+    except kinds.RejectedError as error:
+        common.fail(f"KEY: no request can have it: {error}", common.EXIT_USAGE)
+    matches, failures = find.find(config, secrets, wanted)
     if as_json:
         document = {"matches": [match.as_json() for match in matches], "errors": failures}
         click.echo(json.dumps({"v": documents.VERSION, **document}))
@@ -50,8 +54,8 @@ def find_command(path: Path, key: str, *, as_json: bool) -> None:
 def _lines(match: find.Match) -> Iterator[str]:
     yield f"{match.kind} {match.key or '(a result without a request)'}"
     if match.request:
-        members = json.dumps(match.request["request"], ensure_ascii=False)
-        yield f"  request      created {match.request['created']}  {members}"
+        row = {name: value for name, value in match.request.items() if name != "created" and value is not None}
+        yield f"  request      created {match.request['created']}  {json.dumps(row, ensure_ascii=False)}"
     if match.result:
         hit = "a hit" if match.result["hit"] else "no hit"
         yield f"  result       {match.result['status']} ({hit}), updated {match.result['updated']}"

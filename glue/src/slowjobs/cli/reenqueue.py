@@ -35,7 +35,9 @@ _ASK = "expected --yes, or a terminal to ask at. Nothing was sent: --dry-run sho
 @click.option("--window", type=common.DURATION, help="Requests that came, or came again, within this time, e.g. 8d.")
 @click.option("--older-than", type=common.DURATION, help="Also those whose result is older than this.")
 @click.option("--status", "statuses", multiple=True, metavar="GLOB", help="Also those whose result has such a status.")
-@click.option("--exclude-status", "excluded", multiple=True, metavar="GLOB", help="But none whose result has such.")
+@click.option(
+    "--exclude-status", "excluded", multiple=True, metavar="GLOB", help="Of these none whose result has such."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="So many at most, less what waits on LANE's Kafka topic.")
 @click.option("--cool-down", type=common.DURATION, help="None that was sent again within this time.  [default: 24h]")
 @click.option("--dry-run", is_flag=True, help="Only count and show; send nothing.")
@@ -121,6 +123,8 @@ def _from_options(
         raise click.UsageError("expected LANE and --window, e.g. --window 8d, or --policy.")
     if lane not in config.lanes:
         common.fail(f"there is no lane {lane!r}; lanes: {', '.join(config.lanes)}", common.EXIT_USAGE)
+    if excluded and not statuses and older_than is None:
+        raise click.UsageError("--exclude-status narrows --status or --older-than: expected one of them, too.")
     return settings.Policy(
         lane=lane,
         window_days=window / _DAY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import urllib.parse
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: GROBID's documentation asks for 5 to 10 s.
 _BUSY_SECONDS = 10
 _OVERLOADED = (429, 503)
+#: bytes; what a file system cannot hold, and seek() takes.
+_BEYOND_ANY_FILE = 2**63 - 1
 #: mimetypes that crawlers give a PDF, too, when its server said nothing of use.
 _PERHAPS_PDF = ("", "-", "unk", "application/octet-stream", "binary/octet-stream", "application/x-download")
 #: characters of an error's text.
@@ -185,9 +188,13 @@ def warc_path(text: str) -> PurePosixPath:
 def _local(prefix: str, path: PurePosixPath, start: int, _size: int | None) -> Iterator[BinaryIO]:
     try:
         with Path(prefix, path).open("rb") as stream:
-            stream.seek(start)
+            stream.seek(min(start, _BEYOND_ANY_FILE))
             yield stream
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise _NoPdfError("warc-error", str(error)) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         raise _NoPdfError("warc-error", str(error)) from None
 
 

@@ -119,6 +119,8 @@ class Session:
         """Return the answer of one server; redirects are the caller's. Raises StoppedError."""
         if not url.lower().startswith(("http://", "https://")):
             raise StoppedError("unsupported-scheme", "expected http or https")
+        if not url.isascii():
+            raise StoppedError("invalid-url", "its host is no name")
         self._body, self._blocked = Body(), None
         self._prepare(url)
         try:
@@ -132,8 +134,8 @@ class Session:
             raise StoppedError(status, reason, self._curl.getinfo(pycurl.RESPONSE_CODE) or None) from None
         return Answer(
             self._curl.getinfo(pycurl.RESPONSE_CODE),
-            self._text(pycurl.REDIRECT_URL),
-            self._text(pycurl.CONTENT_TYPE),
+            self._redirect_url(),
+            self._content_type(),
             self._curl.getinfo(pycurl.RETRY_AFTER) or None,
             self._body,
         )
@@ -170,8 +172,13 @@ class Session:
         # pycurl duplicates it.
         return self._opened.enter_context(socket.socket(family, kind, protocol))
 
-    def _text(self, info: int) -> str | None:
-        value: bytes | None = self._curl.getinfo_raw(info)
+    def _redirect_url(self) -> str | None:
+        value: bytes | None = self._curl.getinfo_raw(pycurl.REDIRECT_URL)
+        # As bytes: whichever encoding the server thinks in, it gets back what it sent.
+        return urllib.parse.quote(value, safe=_SAFE) if value else None
+
+    def _content_type(self) -> str | None:
+        value: bytes | None = self._curl.getinfo_raw(pycurl.CONTENT_TYPE)
         return value.decode("latin-1") if value else None
 
 

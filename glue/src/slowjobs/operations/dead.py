@@ -157,10 +157,13 @@ class Replay:
             self.failed[id_] = str(error)
             return
         key = letter.get("key")
+        # A worker had it, so it is in its table: it must not take the place of a newer form of itself.
+        headers = {kafka.REENQUEUED_HEADER: b"replay"} if letter["from"] == "worker" else None
         self.producer.send(
             self.config.kafka_topic(letter["lane"]),
             request or b"",
             key=key.encode() if isinstance(key, str) else None,
+            headers=headers,
             then=functools.partial(self._settle, id_, self._unmarked.append),
         )
         self.producer.poll()

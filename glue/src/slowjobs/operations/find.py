@@ -33,14 +33,18 @@ class Wanted:
 
     @classmethod
     def of(cls, text: str) -> Wanted:
-        """Read what a person typed: the JSON array that is a key, or anything else as a bare value."""
+        """Read what a person typed: the JSON array that is a key, or anything else as a bare value.
+
+        Raises kinds.RejectedError for characters that no request can have.
+        """
         try:
             value = json.loads(text)
-        except ValueError:
+        except (RecursionError, ValueError):
             value = None
-        if isinstance(value, list) and value and all(_is_member(each) for each in value):
-            return cls(tuple(value), bare=False)
-        return cls((text,), bare=True)
+        is_key = isinstance(value, list) and value and all(_is_member(each) for each in value)
+        values = tuple(value) if is_key else (text,)
+        kinds.parse_object(json.dumps({"values": values}).encode())
+        return cls(values, bare=not is_key)
 
     def keys(self, kind: settings.Kind) -> list[str]:
         """Return the keys of a kind of type ``job`` that may be meant."""
@@ -57,7 +61,7 @@ class Wanted:
             return key in self.keys(kind)
         try:
             members = dict(zip(kind.key, json.loads(key), strict=True))
-        except (TypeError, ValueError):
+        except (RecursionError, TypeError, ValueError):
             return False  # the lane had another kind once
         if self.bare:
             return self.values[0] in (members["base_url"], members["link_source_id"])
@@ -84,9 +88,8 @@ class Match:
         return dict(vars(self))
 
 
-def find(config: settings.CliSettings, secrets: settings.Credentials, text: str) -> tuple[list[Match], list[str]]:
-    """Return what is known of the requests that ``text`` names, and an error for each server that does not answer."""
-    wanted = Wanted.of(text)
+def find(config: settings.CliSettings, secrets: settings.Credentials, wanted: Wanted) -> tuple[list[Match], list[str]]:
+    """Return what is known of the requests that are wanted, and an error for each server that does not answer."""
     matches: list[Match] = []
     failures: list[str] = []
     with _failures(failures, "PostgreSQL"):
@@ -162,7 +165,9 @@ def _locate(config: settings.CliSettings, secrets: settings.Credentials, matches
         reaches = kafka.reach(client, topics)
     for match in matches:
         if match.position is not None and (reach := reaches[match.position["topic"]]) is not None:
-            match.in_backlog = match.position["offset"] >= reach[match.position["partition"]].next
+            partition, offset = match.position["partition"], match.position["offset"]
+            # A partition that is no more was of a topic that is no more.
+            match.in_backlog = partition < len(reach) and reach[partition].next <= offset < reach[partition].end
 
 
 def _is_member(value: object) -> bool:

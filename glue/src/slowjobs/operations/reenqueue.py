@@ -32,6 +32,9 @@ _BATCH_BYTES = 8 * 1024 * 1024
 _FETCHED_ROWS = 100
 #: seconds that Kafka has for a batch.
 _ACKNOWLEDGE_SECONDS = 60.0
+#: a position beyond the end of its topic is of one that was there before it, unless it was written since the end was
+#: read; producers' clocks may be so far off.
+_RECENT = timedelta(hours=1)
 #: requests that a report shows, and refusals that it lists.
 _SAMPLE = 5
 _LISTED = 100
@@ -47,6 +50,8 @@ PLANNER = """
 ON_KAFKA, IN_NSQ, COOL_DOWN = "on-kafka", "in-nsq", "cool-down"
 #: why a request is refused by Kafka; other reasons are those of dead letters.
 NOT_SENT = "not-sent"
+#: why a request is not sent whose kind had other key members when it came.
+KEY_CHANGED = "key-changed"
 
 
 class RunningError(Exception):
@@ -178,11 +183,16 @@ class Reenqueue:
                 report.left_out[reason, where] += 1
                 continue
             try:
-                yield documents.check_request(
+                request = documents.check_request(
                     raw.encode(), documents.longest_position(topic), kind, self._config.nsqd.max_message_bytes
                 )
             except kinds.RejectedError as error:
                 report.refuse(key, error.reason, error.error)
+                continue
+            if request.key == key:
+                yield request
+            else:  # its result would be another row's, and it would be sent again for ever
+                report.refuse(key, KEY_CHANGED, f"the members that identify it today make {request.key}")
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[psycopg2.extensions.connection]:
@@ -279,7 +289,7 @@ def query(
     kind = config.lanes[policy.lane].kind
     now = datetime.now(UTC)
     older_than = policy.result_older_than_days
-    by_result = older_than is not None or policy.statuses or policy.exclude_statuses
+    by_result = older_than is not None or policy.statuses
     return postgres.statement(f"reenqueue_{config.kinds[kind].type}"), {
         "kind": kind,
         "since": now - timedelta(days=policy.window_days),
@@ -288,6 +298,8 @@ def query(
         "unwanted": [like(glob) for glob in policy.exclude_statuses],
         "cool_since": now - timedelta(hours=policy.cool_down_hours),
         "next": json.dumps(seen.next),
+        "end": json.dumps(seen.end),
+        "recent": now - _RECENT,
         "busy": [config.kafka_topic(lane) for lane, requests in seen.outstanding.items() if requests],
     }
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+import confluent_kafka
 from confluent_kafka.cimpl import NewTopic
 
 from slowjobs import errors, kafka, nsq, postgres, schema
@@ -66,11 +67,16 @@ async def setup(
 def _kafka_topics(config: settings.CliSettings, secrets: settings.Credentials, only_check: bool) -> list[Item]:
     wanted = _wanted_topics(config)
     client = kafka.admin(config.kafka, secrets)
-    there = client.list_topics(timeout=kafka.TIMEOUT_SECONDS).topics
+    there = set(client.list_topics(timeout=kafka.TIMEOUT_SECONDS).topics)
     missing = [topic for name, topic in wanted.items() if name not in there]
     if missing and not only_check:
-        for made in client.create_topics(missing, operation_timeout=kafka.TIMEOUT_SECONDS).values():
-            made.result(timeout=kafka.TIMEOUT_SECONDS)
+        for name, made in client.create_topics(missing, operation_timeout=kafka.TIMEOUT_SECONDS).items():
+            try:
+                made.result(timeout=kafka.TIMEOUT_SECONDS)
+            except confluent_kafka.KafkaException as error:
+                if error.args[0].code() != confluent_kafka.KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+                there.add(name)  # somebody else made it just now
     return [Item("topic", name, "kafka", _state(name in there, only_check)) for name in wanted]
 
 

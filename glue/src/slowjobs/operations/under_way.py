@@ -52,11 +52,13 @@ class DeadlineError(Exception):
 class UnderWay:
     """Where the requests of a kind were when they were looked for.
 
-    ``next``: Kafka topic of a lane -> the offset that the bridge takes next, of each partition.
+    ``next``: Kafka topic of a lane -> the offset that the bridge takes next, of each partition; ``end``: that of the
+    next message to come.
     ``backlog``: lane -> requests on Kafka that the bridge has not taken; ``outstanding``: lane -> requests in NSQ.
     """
 
     next: dict[str, list[int]]
+    end: dict[str, list[int]]
     backlog: dict[str, int]
     outstanding: dict[str, int]
 
@@ -91,6 +93,7 @@ def read(
     _catch_up("results", results)
     return UnderWay(
         next={topic: [partition.next for partition in partitions] for topic, partitions in taken.items()},
+        end={topic: [partition.end for partition in partitions] for topic, partitions in taken.items()},
         backlog={name: sum(partition.end - partition.next for partition in taken[topics[name]]) for name in lanes},
         outstanding=outstanding,
     )

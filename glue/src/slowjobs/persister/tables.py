@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import operator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
@@ -181,10 +180,11 @@ class IngestResult:
     @classmethod
     def of(cls, key: str, updated: str, outcome: kinds.IngestOutcome) -> IngestResult:
         """Return a result's row. ``key`` is the request's; Raises kinds.RejectedError for one of another type."""
-        try:
-            _, _, ingest_type, base_url = json.loads(key)
-        except (TypeError, ValueError):
-            raise kinds.RejectedError("member-type", f"the key {key[:80]} is not that of an ingest request") from None
+        match kinds.parse_object(b'{"key": %s}' % key.encode())["key"]:
+            case [str(), str(), str(ingest_type), str(base_url)]:
+                pass
+            case _:
+                raise kinds.RejectedError("member-type", f"the key {key[:80]} is not that of an ingest request")
         return cls(ingest_type, base_url, updated, **vars(outcome))
 
     def merge(self, later: IngestResult) -> IngestResult:
