@@ -40,7 +40,7 @@ FILL = (
 
 def _find(system: System, key: str) -> list[dict[str, Any]]:
     config = settings.load(system.cli_config, settings.CliSettings)
-    matches, failures = find.find(config, settings.Credentials({}, PASSWORD), key)
+    matches, failures = find.find(config, settings.Credentials({}, PASSWORD), find.Wanted.of(key))
     assert failures == []
     return [match.as_json() for match in matches]
 
@@ -49,6 +49,7 @@ def test_a_request_is_found_on_all_its_way_and_with_half_the_system_down(make_sy
     system = make_system()
     system.setup()
     assert "0 found" in system.run("find", "a file", expect=1).stdout
+    assert "no request can have it" in system.run("find", '["a\\u0000"]', expect=2).stderr
 
     system.start(*system.persisters.values())
     system.send_requests(["a file", "another", 5])
