@@ -183,6 +183,16 @@ def test_the_newest_sighting_stays_with_the_newest_of_each_sort(database: Databa
     assert _seen(database) == ("bulk", 3, 9, DAY + timedelta(minutes=3), DAY + timedelta(minutes=2), 1)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_reenqueueing_is_known_although_a_sighting_by_a_clock_that_is_ahead_came_first(
+    database: Database, together: bool
+) -> None:
+    ahead, reenqueued = _sighting(7, "bulk", 3, 30, False), _sighting(9, "bulk", 3, 1, True)
+    for batch in [[ahead, reenqueued]] if together else [[ahead], [reenqueued]]:
+        database.write(*batch)
+    assert _seen(database)[3:5] == (DAY + timedelta(minutes=30), DAY + timedelta(minutes=1))
+
+
 def test_a_request_that_was_only_ever_reenqueued_was_never_seen_otherwise(database: Database) -> None:
     database.write(_sighting(7, "bulk", 3, 1, True))
     assert _seen(database) == ("bulk", 3, 7, None, DAY + timedelta(minutes=1), 1)
