@@ -1,0 +1,123 @@
+"""What every client of Kafka needs: names and sizes, librdkafka's properties, what it raises, a message as it came."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import confluent_kafka
+import confluent_kafka.admin
+import structlog
+
+from slowjobs import documents, retry, settings
+
+log = structlog.get_logger()
+
+DEAD_LETTERS = "slowjobs-dead-letters"
+#: what workers do, in the order in which they do it: one partition.
+EVENTS = "slowjobs-events"
+#: the header of a request that was sent again by a person or a policy; its value says by which.
+REENQUEUED_HEADER = "slowjobs-reenqueued"
+#: bytes; of results and dead letters.
+MAX_MESSAGE_BYTES = 21 * 1024 * 1024
+#: bytes of a result's or a dead letter's body; the rest of a message is left for key and headers.
+MAX_BODY_BYTES = 20 * 1024 * 1024
+#: seconds; for one question to a broker.
+TIMEOUT_SECONDS = 10.0
+
+
+def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: object) -> dict[str, Any]:
+    """Return librdkafka's properties: ``ours``, over those of the inventory, over the secret ones, over defaults."""
+    defaults = {
+        # librdkafka reconnects by itself. Its own log would say so at every try; what ends a call comes as an error.
+        "log_level": 2,
+        "error_cb": _ErrorLog(),
+        "reconnect.backoff.ms": 500,
+        "reconnect.backoff.max.ms": 5000,
+    }
+    return {**defaults, **secrets.kafka, **kafka.properties, **ours}
+
+
+def check_properties(kafka: settings.Kafka, secrets: settings.Credentials) -> None:
+    """Raise settings.ConfigurationError for a property that librdkafka does not know or take; asks no server."""
+    try:
+        confluent_kafka.admin.AdminClient(properties(kafka, secrets))
+    except confluent_kafka.KafkaException as error:
+        raise settings.ConfigurationError(f"kafka.properties: {error.args[0].str()}") from error
+
+
+class _ErrorLog:
+    """Logs what librdkafka reports beside its calls: each kind of error once a minute."""
+
+    def __init__(self) -> None:
+        self._kinds: defaultdict[str, retry.OnceAMinute] = defaultdict(retry.OnceAMinute)
+
+    def __call__(self, error: confluent_kafka.KafkaError) -> None:
+        if self._kinds[error.name()].is_due():
+            log.warning("kafka.error", code=error.name(), error=error.str())
+
+
+class DeliveryError(Exception):
+    """A message that Kafka refuses for good: waiting does not help. ``too_large``: for its size."""
+
+    def __init__(self, error: confluent_kafka.KafkaError, topic: str) -> None:
+        super().__init__(f"{topic}: {error.str()}")
+        self.too_large = error.code() == confluent_kafka.KafkaError.MSG_SIZE_TOO_LARGE
+
+
+class ProducerFailedError(Exception):
+    """librdkafka has given the producer up, to keep order and uniqueness: only a new process helps."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message as it was consumed.
+
+    ``created``: when it was produced; ``value`` is empty where there is none; ``reenqueued``: sent again on purpose.
+    """
+
+    position: documents.Position
+    value: bytes
+    created: datetime
+    reenqueued: bool = False
+
+    @classmethod
+    def of(cls, message: confluent_kafka.Message) -> Record:
+        """Return what ``message`` holds; it must be no error."""
+        position = documents.Position(message.topic() or "", message.partition() or 0, message.offset() or 0)
+        reenqueued = REENQUEUED_HEADER in dict(message.headers() or ())
+        return cls(position, message.value() or b"", _created(message), reenqueued)
+
+
+def _created(message: confluent_kafka.Message) -> datetime:
+    """Return when a message was produced; a time that no calendar has, as some producers write, counts as now."""
+    _, milliseconds = message.timestamp()
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OSError, OverflowError, ValueError):
+        return datetime.now(UTC)
+
+
+def reader(kafka: settings.Kafka, secrets: settings.Credentials, *, group: str) -> confluent_kafka.Consumer:
+    """Return a consumer that only looks: it joins no group and commits nothing."""
+    return confluent_kafka.Consumer(
+        properties(
+            kafka,
+            secrets,
+            **{
+                "group.id": group,
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+                "allow.auto.create.topics": False,
+            },
+        )
+    )
+
+
+def admin(kafka: settings.Kafka, secrets: settings.Credentials) -> confluent_kafka.admin.AdminClient:
+    """Return a client that makes and describes topics."""
+    return confluent_kafka.admin.AdminClient(properties(kafka, secrets))

@@ -1,0 +1,60 @@
+"""How far a group has come, and how much is left to it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import confluent_kafka
+
+from slowjobs.kafka.common import TIMEOUT_SECONDS, reader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from slowjobs import settings
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far a group has come in a partition: the offset that it takes next, and that of the next message to come.
+
+    ``next`` is never below the oldest message that is there: what retention took, nobody gets any more.
+    """
+
+    next: int
+    end: int
+
+
+def reach(client: confluent_kafka.Consumer, topics: Iterable[str]) -> dict[str, list[Reach] | None]:
+    """Return how far the group of ``client``, a ``reader``, has come: ``topic -> one for each partition``, in order.
+
+    None for a topic that is not there. Raises confluent_kafka.KafkaException when no broker answers.
+    """
+    known = client.list_topics(timeout=TIMEOUT_SECONDS).topics
+    return {topic: _reach(client, topic, known[topic].partitions) if topic in known else None for topic in topics}
+
+
+def _reach(client: confluent_kafka.Consumer, topic: str, partitions: Iterable[int]) -> list[Reach]:
+    wanted = [confluent_kafka.TopicPartition(topic, number) for number in sorted(partitions)]
+    reaches = []
+    for committed in client.committed(wanted, timeout=TIMEOUT_SECONDS):
+        low, high = client.get_watermark_offsets(committed, timeout=TIMEOUT_SECONDS)
+        reaches.append(Reach(max(low, committed.offset), high))
+    return reaches
+
+
+def lag(
+    kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, topics: Sequence[str]
+) -> dict[str, int | None]:
+    """Return ``topic -> messages`` that ``group`` has not committed; None for a topic that is not there.
+
+    Raises confluent_kafka.KafkaException when no broker answers.
+    """
+    with contextlib.closing(reader(kafka, secrets, group=group)) as client:
+        reaches = reach(client, topics)
+    return {
+        topic: None if partitions is None else sum(each.end - each.next for each in partitions)
+        for topic, partitions in reaches.items()
+    }
