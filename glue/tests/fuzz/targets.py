@@ -16,6 +16,7 @@ from slowjobs import cdx, documents, kinds, lines, outcomes, settings
 from slowjobs.handlers import addresses, grobid, landing, media, warc, web
 from slowjobs.intake import body
 from slowjobs.operations import enqueue, find
+from slowjobs.persister import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,10 @@ def _result(raw: bytes) -> str:
         return _in_short(error)
     for kind in KINDS:
         try:
-            kinds.outcome(members, kind)
+            outcome = kinds.outcome(members, kind)
+            if isinstance(outcome, kinds.IngestOutcome):
+                row = tables.IngestResult.of(origin.key, origin.finished, outcome)
+                assert isinstance(row.ingest_type + row.base_url, str)
         except kinds.RejectedError as error:
             said.append(error.reason)
         else:
@@ -151,7 +155,10 @@ def _cdx(raw: bytes) -> str:
 
 def _find(raw: bytes) -> str:
     text, _, key = raw.decode(errors="replace").partition("\n")
-    wanted = find.Wanted.of(text)
+    try:
+        wanted = find.Wanted.of(text)
+    except kinds.RejectedError as error:
+        return error.reason
     keys = [key for kind in (JOB, PAIR) for key in wanted.keys(kind)]
     assert all(any(wanted.means(key, kind) for kind in (JOB, PAIR)) for key in keys)
     return f"{wanted.bare} {len(keys)} {[wanted.means(key, kind) for kind in KINDS]}"
