@@ -20,12 +20,16 @@ CONNECT_TIMEOUT_SECONDS = 5
 _TCP_USER_TIMEOUT_MILLISECONDS = 10_000
 #: The server is away, going away or not as it must be (a table is missing, a column, a right): wait and do it again.
 AwayError = psycopg2.Error
-#: The server refuses a row for what it holds.
+#: The server refuses a row for what it holds; the last three by what somebody has added to the table. No value in a
+#: column of theirs (NotNullViolation) would refuse every row, and is for somebody to repair.
 RefusedError = (
     psycopg2.DataError,
     psycopg2.errors.CheckViolation,
     psycopg2.errors.UniqueViolation,
     psycopg2.errors.ProgramLimitExceeded,
+    psycopg2.errors.ForeignKeyViolation,
+    psycopg2.errors.ExclusionViolation,
+    psycopg2.errors.RaiseException,
 )
 
 T = TypeVar("T")

@@ -72,6 +72,29 @@ def test_of_an_item_all_rows_are_written_or_none(services: Services, database: s
         assert services.postgresql.query(database, f"SELECT key FROM {table}") == []  # noqa: S608 - as above
 
 
+ADDED = {
+    "a foreign key": """
+        CREATE TABLE known (key text PRIMARY KEY);
+        INSERT INTO known VALUES ('{"fine": 1}');
+        ALTER TABLE job_request ADD FOREIGN KEY (key) REFERENCES known
+        """,
+    "a trigger": """
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not here'; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON job_request FOR EACH ROW
+        WHEN (NEW.key LIKE '%%bad%%') EXECUTE FUNCTION refuse()
+        """,
+}
+
+
+@pytest.mark.parametrize("what", ADDED)
+def test_what_somebody_has_added_to_a_table_refuses_rows_and_stops_nothing(
+    services: Services, database: str, connection: Any, what: str
+) -> None:
+    services.postgresql.query(database, ADDED[what])
+    assert [body for body, _ in postgres.write(connection, ['{"bad": 1}', '{"fine": 1}'], _upsert)] == ['{"bad": 1}']
+    assert services.postgresql.query(database, "SELECT key FROM job_request") == [('{"fine": 1}',)]
+
+
 def test_a_server_that_goes_away_is_no_refused_row(services: Services, connection: Any) -> None:
     services.postgresql.stop()
     with pytest.raises(postgres.AwayError):
