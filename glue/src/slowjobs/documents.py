@@ -130,14 +130,10 @@ def read_result(raw: bytes) -> tuple[kinds.JsonObject, Origin]:
     if ours is None:
         raise kinds.RejectedError("member-missing", f"{MEMBER!r} is missing: no worker of ours wrote this")
     _check_version(ours)
-    try:
-        position = None if ours["position"] is None else Position(*ours["position"])
-        kind, lane, key, finished = (ours[name] for name in ("kind", "lane", "key", "finished"))
-    except (KeyError, TypeError):
-        kind = lane = key = finished = position = None
-    if not all(isinstance(text, str) for text in (kind, lane, key, finished)):
+    texts = {name: ours.get(name) for name in ("kind", "lane", "key", "finished")}
+    if "position" not in ours or not all(isinstance(text, str) for text in texts.values()):
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as a worker writes it")
-    return members, Origin(kind, lane, key, finished, position)
+    return members, Origin(**texts, position=None if ours["position"] is None else _position(ours["position"]))
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,8 @@ def test_a_line_that_leads_to_no_pdf_is_told_of(server: grobid.Grobid, tmp_path:
         ({**line, "warc_path": "item"}, "warc-error"),
         ({**line, "warc_offset": line["warc_offset"] + 1}, "warc-error"),
         ({**line, "warc_offset": 10**12}, "warc-error"),
+        ({**line, "warc_offset": 10**30}, "warc-error"),
+        ({**line, "warc_path": "item/" + "a" * 300}, "warc-error"),
     ):
         result = handler.process(one)
         assert result["status"] == expected, one

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import urllib.parse
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 #: GROBID's documentation asks for 5 to 10 s.
 _BUSY_SECONDS = 10
 _OVERLOADED = (429, 503)
-#: bytes; what a file system cannot hold, and seek() takes.
-_BEYOND_ANY_FILE = 2**63 - 1
+#: what opening a path says that is none of a file; all else may pass, and is tried again.
+_NO_SUCH_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 #: mimetypes that crawlers give a PDF, too, when its server said nothing of use.
 _PERHAPS_PDF = ("", "-", "unk", "application/octet-stream", "binary/octet-stream", "application/x-download")
 #: characters of an error's text.
@@ -188,12 +189,11 @@ def warc_path(text: str) -> PurePosixPath:
 def _local(prefix: str, path: PurePosixPath, start: int, _size: int | None) -> Iterator[BinaryIO]:
     try:
         with Path(prefix, path).open("rb") as stream:
-            stream.seek(min(start, _BEYOND_ANY_FILE))
+            # No further than to its end: a file system refuses to go anywhere.
+            stream.seek(min(start, os.fstat(stream.fileno()).st_size))
             yield stream
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise _NoPdfError("warc-error", str(error)) from None
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in _NO_SUCH_FILE:
             raise
         raise _NoPdfError("warc-error", str(error)) from None
 

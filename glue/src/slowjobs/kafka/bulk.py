@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import confluent_kafka
 import structlog
 
-from slowjobs.kafka.common import MAX_MESSAGE_BYTES, DeliveryError, ProducerFailedError, Record, properties
+from slowjobs.kafka.common import DeliveryError, ProducerFailedError, Record, producer_properties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,15 +67,12 @@ class BulkProducer:
         #: what sends a message again, of those that Kafka refused for their size.
         self._crowded: deque[Callable[[], None]] = deque()
         self._producer = confluent_kafka.Producer(
-            properties(
+            producer_properties(
                 kafka,
                 secrets,
+                client_id=client_id,
+                timeout_seconds=0,
                 **{
-                    "client.id": client_id,
-                    "enable.idempotence": True,
-                    "acks": "all",
-                    "message.max.bytes": MAX_MESSAGE_BYTES,
-                    "message.timeout.ms": 0,  # for ever
                     "linger.ms": 20,
                     "queue.buffering.max.messages": _BULK_MESSAGES,
                     "queue.buffering.max.kbytes": _BULK_KIBIBYTES,

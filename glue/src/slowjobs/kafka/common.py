@@ -40,6 +40,27 @@ def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: obj
     return {**defaults, **secrets.kafka, **kafka.properties, **ours}
 
 
+def producer_properties(
+    kafka: settings.Kafka, secrets: settings.Credentials, *, client_id: str, timeout_seconds: float, **ours: object
+) -> dict[str, Any]:
+    """Return the properties of a producer whose messages are safe in all in-sync replicas once they are answered for.
+
+    ``timeout_seconds``: how long Kafka may be away before a message is given up, 0 for ever.
+    """
+    return properties(
+        kafka,
+        secrets,
+        **{
+            "client.id": client_id,
+            "enable.idempotence": True,
+            "acks": "all",
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "message.timeout.ms": int(timeout_seconds * 1000),
+            **ours,
+        },
+    )
+
+
 def check_properties(kafka: settings.Kafka, secrets: settings.Credentials) -> None:
     """Raise settings.ConfigurationError for a property that librdkafka does not know or take; asks no server."""
     try:

@@ -12,11 +12,10 @@ from slowjobs import documents, retry, settings
 from slowjobs.kafka.common import (
     DEAD_LETTERS,
     MAX_BODY_BYTES,
-    MAX_MESSAGE_BYTES,
     TIMEOUT_SECONDS,
     DeliveryError,
     ProducerFailedError,
-    properties,
+    producer_properties,
 )
 
 #: where a message is now, or why it is nowhere.
@@ -38,15 +37,12 @@ class Producer:
         timeout_seconds: float = 0,
     ) -> None:
         self._producer = confluent_kafka.Producer(
-            properties(
+            producer_properties(
                 kafka,
                 secrets,
+                client_id=client_id,
+                timeout_seconds=timeout_seconds,
                 **{
-                    "client.id": client_id,
-                    "enable.idempotence": True,
-                    "acks": "all",
-                    "message.max.bytes": MAX_MESSAGE_BYTES,
-                    "message.timeout.ms": int(timeout_seconds * 1000),  # 0: for ever
                     # A slot waits for each event; batches form by themselves while earlier ones are on their way.
                     "linger.ms": 0,
                     "socket.nagle.disable": True,
