@@ -12,7 +12,7 @@ import shutil
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import psycopg2.extensions
 import pydantic
@@ -166,6 +166,8 @@ class Nsqd(_Section):
     draining: Annotated[tuple[str, ...], Field(strict=False)] = ()
     hosts: dict[str, NsqdHost]
     max_message_bytes: MessageBytes = DEFAULT_MESSAGE_BYTES
+    #: seconds that nsqd waits for a touch; then the message goes to another worker.
+    msg_timeout_seconds: Seconds = 30
 
     @pydantic.model_validator(mode="after")
     def _hosts_are_known(self) -> Nsqd:
@@ -188,6 +190,15 @@ class ResultTopic(_Section):
 
     result_topic: str
     persist_results: Literal["full", "status", "none"] = "full"
+
+
+class PoolLimits(_Section):
+    """What the bridge knows of a pool: seconds that a try of its handler lasts at most."""
+
+    task_timeout_seconds: Seconds = 300
+
+
+_PoolT = TypeVar("_PoolT", ResultTopic, PoolLimits)
 
 
 class Handler(_Section):
@@ -315,11 +326,11 @@ class _Lanes(_Section):
         return {self.kafka_topic(name): name for name in self.lanes}
 
 
-class _PoolsOfLanes(_Lanes):
-    pools: dict[Name, ResultTopic]
+class _PoolsOfLanes(_Lanes, Generic[_PoolT]):
+    pools: dict[Name, _PoolT]
 
     @pydantic.model_validator(mode="after")
-    def _pools_exist(self) -> _PoolsOfLanes:
+    def _pools_exist(self) -> _PoolsOfLanes[_PoolT]:
         mistakes = [
             f"lanes.{name}: pool {lane.pool!r} is not among the pools ({', '.join(self.pools) or 'none'})"
             for name, lane in self.lanes.items()
@@ -330,7 +341,7 @@ class _PoolsOfLanes(_Lanes):
         return self
 
 
-class BridgeSettings(_Lanes):
+class BridgeSettings(_PoolsOfLanes[PoolLimits]):
     """``bridge.toml``."""
 
     service: Literal["bridge"]
@@ -338,7 +349,7 @@ class BridgeSettings(_Lanes):
     nsqd: Nsqd
 
 
-class PersisterSettings(_PoolsOfLanes):
+class PersisterSettings(_PoolsOfLanes[ResultTopic]):
     """``persister-requests.toml`` and ``persister-results.toml``."""
 
     service: Literal["persister"]
@@ -428,7 +439,7 @@ class Policy(_Section):
         return self
 
 
-class CliSettings(_PoolsOfLanes):
+class CliSettings(_PoolsOfLanes[ResultTopic]):
     """``slowjobs.toml``: the whole site, for the command line."""
 
     service: Literal["cli"]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from support import toml
+from support.nsqd import MSG_TIMEOUT_SECONDS
 from support.postgresql import PASSWORD
 from support.processes import LocalProcess, free_port
 from support.services import ACTIVE
@@ -223,7 +224,8 @@ class System:
                 "host": "control1",
                 "state_address": self.bridge.state_address,
                 "kafka": kafka,
-                "nsqd": nsqd,
+                "nsqd": {**nsqd, "msg_timeout_seconds": MSG_TIMEOUT_SECONDS},
+                "pools": {self.pool: {"task_timeout_seconds": pool["task_timeout_seconds"]}},
                 **common,
             }
         }
