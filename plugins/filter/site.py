@@ -113,6 +113,14 @@ def longest_task_seconds(pools: Mapping[str, Any]) -> int:
     return math.ceil(max(map(_task_seconds, pools.values()), default=0))
 
 
+def pool_limits(pools: Mapping[str, Any]) -> dict[str, dict[str, object]]:
+    """Return what the bridge is told of each pool: how long a try lasts at most."""
+    return {
+        name: {"task_timeout_seconds": pool.get("task_timeout_seconds", TASK_TIMEOUT_SECONDS)}
+        for name, pool in pools.items()
+    }
+
+
 def _delivery_seconds(pool: Mapping[str, Any]) -> float:
     park_limit = float(pool.get("park_limit_seconds", PARK_LIMIT_SECONDS))
     return 2 * _task_seconds(pool) + park_limit + DELIVERY_MARGIN_SECONDS
@@ -512,6 +520,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "pool_instances": pool_instances,
+            "pool_limits": pool_limits,
             "longest_task_seconds": longest_task_seconds,
             "longest_delivery_seconds": longest_delivery_seconds,
             "inventory_errors": inventory_errors,
