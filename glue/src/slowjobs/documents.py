@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from slowjobs import kinds
 
@@ -62,6 +62,13 @@ def now(plus_seconds: float = 0) -> str:
     """Return the time as all documents write it: UTC, microseconds, ``Z``."""
     moment = datetime.now(UTC) + timedelta(seconds=plus_seconds)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def seconds(at: str) -> float:
+    """Return a time that ``now`` wrote as seconds since 1970. Raises ValueError for another text."""
+    if not at.endswith("Z"):
+        raise ValueError(f"expected a time in UTC, got {at[:80]!r}")
+    return datetime.fromisoformat(at).timestamp()
 
 
 def write_assignment(
@@ -185,12 +192,15 @@ class DeadLetter:
         return _with_member(json.dumps(document, ensure_ascii=False).encode(), "request", request)
 
 
+Outcome = Literal["result", "skipped", "dead", "discarded"]
+
+
 @dataclass(frozen=True)
 class Event:
     """What a worker does with a request, for the ledger (design, "Data"). ``up`` is about no request.
 
     The bridge tells of its own dead letters with ``done``. ``worker``: host, pool and process, or host and "bridge".
-    ``outcome``: of ``done``, "result", "skipped", "dead" or "discarded"; ``until``: of ``requeued``.
+    ``outcome``: of ``done``; ``until``: of ``requeued``; ``at``: when it happened.
     """
 
     event: Literal["started", "requeued", "done", "abandoned", "up"]
@@ -200,14 +210,57 @@ class Event:
     attempt: int | None = None
     nsqd: str | None = None
     until: str | None = None
-    outcome: Literal["result", "skipped", "dead", "discarded"] | None = None
+    outcome: Outcome | None = None
     reason: str | None = None
+    at: str = field(default_factory=now)
 
     def write(self) -> bytes:
         """Return the document."""
         position = self.position.as_json() if self.position else None
-        document = {"v": VERSION, **vars(self), "position": position, "at": now()}
+        document = {"v": VERSION, **vars(self), "position": position}
         return json.dumps(document, ensure_ascii=False).encode()
+
+
+#: what each event cannot leave out: the ledger counts on it.
+_NEEDED = {
+    "started": ("worker", "at", "position", "nsqd"),
+    "requeued": ("worker", "at", "position", "nsqd", "until"),
+    "done": ("worker", "at", "position", "outcome"),
+    "abandoned": ("worker", "at", "position"),
+    "up": ("worker", "at"),
+}
+_TEXTS = ("worker", "lane", "nsqd", "until", "outcome", "reason", "at")
+_OUTCOMES = (None, *get_args(Outcome))
+
+
+def read_event(raw: bytes) -> Event:
+    """Read an event. Raises kinds.RejectedError, or UnknownVersionError."""
+    members = kinds.parse_object(raw)
+    _check_version(members)
+    _check_event(members)
+    position = None if members.get("position") is None else _position(members["position"])
+    texts: dict[str, Any] = {name: members.get(name) for name in _TEXTS}
+    return Event(members["event"], position=position, attempt=members.get("attempt"), **texts)
+
+
+def _check_event(members: kinds.JsonObject) -> None:
+    event, attempt = members.get("event"), members.get("attempt")
+    if not isinstance(event, str) or event not in _NEEDED:
+        raise kinds.RejectedError("member-type", f"'event': expected one of {', '.join(_NEEDED)}")
+    for name in _NEEDED[event]:
+        if members.get(name) is None:
+            raise kinds.RejectedError("member-missing", f"{name!r} is missing")
+    for name in _TEXTS:
+        if not isinstance(members.get(name), str | None):
+            raise kinds.RejectedError("member-type", f"{name!r}: expected a text")
+    if members.get("outcome") not in _OUTCOMES or not isinstance(attempt, int | None):
+        raise kinds.RejectedError("member-type", "'attempt' or 'outcome' is not as a worker writes it")
+    for name in ("at", "until"):
+        try:
+            if members.get(name) is not None:
+                seconds(members[name])
+        except ValueError as error:
+            raise kinds.RejectedError("member-type", f"{name!r}: {error}") from None
 
 
 def read_dead_letter(raw: bytes) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import base64
 import json
+import time
 
 import pytest
 from hypothesis import assume, given
@@ -138,3 +139,56 @@ def test_a_dead_letter_that_nobody_of_ours_wrote_is_refused(change: dict[str, ob
     letter = json.loads(documents.DeadLetter("lane", "rejected", "no", "worker", b"{}", POSITION).write(1000))
     with pytest.raises(kinds.RejectedError, match="member-type"):
         documents.read_dead_letter(json.dumps({**letter, **change}).encode())
+
+
+STARTED = documents.Event("started", "host/pool/1", lane="lane", position=POSITION, attempt=1, nsqd="nsqd1")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        STARTED,
+        documents.Event("requeued", "host/pool/1", "lane", POSITION, 2, "nsqd1", until=documents.now(30), reason="no"),
+        documents.Event("done", "host/bridge", "lane", POSITION, outcome="dead", reason="not-json"),
+        documents.Event("abandoned", "host/pool/1", "lane", POSITION, 2, "nsqd1"),
+        documents.Event("up", "host/pool/1"),
+    ],
+)
+def test_an_event_comes_back_as_it_was_told(event: documents.Event) -> None:
+    assert documents.read_event(event.write()) == event
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"event": "ended"},
+        {"event": ["up"]},
+        {"worker": None},
+        {"position": None},
+        {"position": ["topic", "0", 0]},
+        {"nsqd": None},
+        {"nsqd": 1},
+        {"attempt": "1"},
+        {"at": None},
+        {"at": "yesterday"},
+        {"at": "2026-01-01T00:00:00"},
+        {"event": "requeued"},
+        {"event": "requeued", "until": "2026-01-32T00:00:00Z"},
+        {"event": "done"},
+        {"event": "done", "outcome": "undone"},
+        {"event": "done", "outcome": ["dead"]},
+    ],
+)
+def test_an_event_that_nobody_of_ours_wrote_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(kinds.RejectedError, match="member-"):
+        documents.read_event(json.dumps({**json.loads(STARTED.write()), **change}).encode())
+
+
+def test_an_event_of_another_version_is_refused_by_name() -> None:
+    with pytest.raises(documents.UnknownVersionError, match="expected version 1"):
+        documents.read_event(b'{"v": 2, "event": "up", "worker": "host/pool/1", "at": "2026-01-01T00:00:00Z"}')
+
+
+def test_a_time_that_is_written_is_read_as_the_same_moment() -> None:
+    assert abs(documents.seconds(documents.now(3600)) - (time.time() + 3600)) < 1
+    assert documents.seconds("1970-01-02T00:00:00.250000Z") == 86400.25
