@@ -1,0 +1,411 @@
+"""The ledger: which requests of a lane NSQ has lost, from what it holds, what was published and what workers tell.
+
+It has no input, no output and no clock: readings of nsqd and events go in, what is lost comes out. While all is well
+nsqd holds at least what is not done, because a worker tells ``done`` before it finishes a message. Where it holds less,
+which ones are missing follows by elimination (docs/architecture.md, "The ledger").
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from slowjobs import documents
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+#: readings in a row that have to agree: nsqd's figures are not atomic.
+READINGS = 3
+#: seconds beyond msg-timeout in which NSQ is seen empty before what it should hold counts as lost.
+EMPTY_MARGIN_SECONDS = 15.0
+#: seconds beyond msg-timeout since a later one was started; then one that waits still is overdue.
+OVERDUE_MARGIN_SECONDS = 60.0
+#: seconds after which a deferred request that was due has surely come back into the queue.
+DEFERRED_MARGIN_SECONDS = 10.0
+#: nsqd tells the second of its start: an event within that second may be from before it.
+_START_TIME_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one nsqd holds of the lane: of its topic, and of its pool's channel only.
+
+    ``queued``: the depths of both. ``start_time``: in seconds since 1970; what nsqd had in memory before it is gone.
+    """
+
+    start_time: int
+    queued: int
+    in_flight: int
+    deferred: int
+
+    @property
+    def held(self) -> int:
+        """All that it holds."""
+        return self.queued + self.in_flight + self.deferred
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """A worker's word that a request is alive, and not waiting: it runs there, or nsqd holds it back for later.
+
+    ``until``: when that is true no longer, whatever happens. ``offset``: the event's.
+    """
+
+    what: Literal["running", "deferred"]
+    host: str
+    worker: str
+    since: float
+    until: float
+    offset: int
+
+    def counts(self, hosts: Mapping[str, Figures]) -> bool:
+        """Tell whether nsqd can still hold what this is about: it has not been started anew since."""
+        return self.host in hosts and self.since >= hosts[self.host].start_time + _START_TIME_SECONDS
+
+
+class _State(enum.Enum):
+    SENT = enum.auto()  # published, and nsqd's answer is missing
+    PUBLISHED = enum.auto()
+    LOST = enum.auto()  # to be published again
+    DONE = enum.auto()
+
+
+@dataclass
+class _Request:
+    """A position that is not done. ``publication`` numbers publications, ``turn`` the entries into nsqd's queue."""
+
+    position: documents.Position
+    host: str
+    publication: int = 0
+    turn: int = 0
+    state: _State = _State.PUBLISHED
+    evidence: _Evidence | None = None
+    #: the evidence is over with the next reading: within one, all has to stand still.
+    over: bool = False
+
+    def runs(self) -> bool:
+        """Tell whether a worker may run it, be it that nsqd has forgotten it."""
+        return self.evidence is not None and self.evidence.what == "running"
+
+
+@dataclass
+class _Partition:
+    """``mark``: the first offset not handed to nsqd; ``undone``: what is below it, ascending; ``ahead``: done above."""
+
+    mark: int
+    undone: dict[int, _Request] = field(default_factory=dict)
+    ahead: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Suspicion:
+    """Since when a condition has held in all readings, and which requests have been suspects in all of them."""
+
+    readings: int = 0
+    since: float = math.inf
+    #: publications.
+    suspects: set[int] = field(default_factory=set)
+
+    def look(self, suspects: set[int], now: float, *, holds: bool) -> None:
+        if not holds:
+            self.readings, self.since, self.suspects = 0, math.inf, set()
+        elif not self.readings:
+            self.readings, self.since, self.suspects = 1, now, suspects
+        else:
+            self.readings += 1
+            self.suspects &= suspects
+
+
+class Ledger:
+    """All positions of one lane that were published and are not done. Times are seconds since 1970.
+
+    ``run_limit_seconds``: how long after ``started`` a try can run at most, nsqd's time-out after it included.
+    """
+
+    def __init__(self, topic: str, *, run_limit_seconds: float, msg_timeout_seconds: float) -> None:
+        self._topic = topic
+        self._run_limit_seconds = run_limit_seconds
+        self._msg_timeout_seconds = msg_timeout_seconds
+        self._partitions: dict[int, _Partition] = {}
+        self._publications = 0
+        self._starts = _Starts()
+        #: publications up to this one were known before the reading that goes on.
+        self._before = 0
+        self._short = _Suspicion()
+        self._explained = _Suspicion()
+        self._empty = _Suspicion()
+        self._lost: list[_Request] = []
+        self._suspects = 0
+        #: how many fewer than are not done nsqd held in the last reading.
+        self._deficit = 0
+        #: publish nothing new.
+        self.holding = False
+        #: when the first reading was in which NSQ held too little.
+        self.missing_since: float | None = None
+
+    # What the bridge publishes
+
+    def begin(self, partition: int, mark: int) -> None:
+        """Begin with a partition, or anew: all below ``mark`` is done, but for what ``restore`` says."""
+        self.forget(partition)
+        self._partitions[partition] = _Partition(mark)
+
+    def forget(self, partition: int) -> None:
+        """Drop a partition: its commit says all."""
+        dropped = self._partitions.pop(partition, None)
+        for request in dropped.undone.values() if dropped else ():
+            request.state = _State.DONE
+
+    def restore(self, position: documents.Position, host: str) -> None:
+        """Take on a position below the mark that was published to ``host`` before this bridge began."""
+        self._publications += 1
+        self._partitions[position.partition].undone[position.offset] = _Request(
+            position, host, publication=self._publications
+        )
+
+    def publish(self, positions: Sequence[documents.Position], host: str) -> None:
+        """Note positions of one partition, in their order, that are about to be sent; their answer is missing yet."""
+        for position in positions:
+            self._publications += 1
+            request = self._find(position)
+            if request is None:
+                self.skip(position)
+                request = self._partitions[position.partition].undone[position.offset] = _Request(position, host)
+            request.host, request.state = host, _State.SENT
+            request.publication = request.turn = self._publications
+            request.evidence, request.over = None, False
+
+    def settle(self, positions: Sequence[documents.Position], stored: int) -> None:
+        """Note nsqd's answer, or what it is known to be: it may have the first ``stored``, and has surely no more."""
+        for number, position in enumerate(positions):
+            request = self._find(position)
+            if request and (number < stored or request.evidence):
+                request.state = _State.PUBLISHED
+            elif request:
+                self._lose(request)
+
+    def skip(self, position: documents.Position) -> None:
+        """Pass over a position that needs no publication: it is done."""
+        partition = self._partitions[position.partition]
+        partition.mark = max(partition.mark, position.offset + 1)
+        partition.ahead.discard(position.offset)
+
+    def is_done(self, position: documents.Position) -> bool:
+        """Tell whether a position that was not handed to nsqd is done: a dead letter, or discarded."""
+        return position.offset in self._partitions[position.partition].ahead
+
+    def _find(self, position: documents.Position) -> _Request | None:
+        partition = self._partitions.get(position.partition)
+        return partition.undone.get(position.offset) if partition else None
+
+    # What goes into the commit
+
+    def mark(self, partition: int) -> int:
+        """Return the first offset that was not handed to nsqd."""
+        return self._partitions[partition].mark
+
+    def lowest(self, partition: int) -> int:
+        """Return the lowest offset that is not done."""
+        return next(iter(self._partitions[partition].undone), self._partitions[partition].mark)
+
+    def count(self, partition: int) -> int:
+        """Return how many positions below the mark are not done."""
+        return len(self._partitions[partition].undone)
+
+    def undone(self, partition: int) -> dict[int, str]:
+        """Return ``offset -> nsqd host`` of what is below the mark and not done, ascending."""
+        return {offset: request.host for offset, request in self._partitions[partition].undone.items()}
+
+    def events_needed(self, partition: int, end: int) -> int:
+        """Return where the events have to be read from after a restart; ``end``: what was read is before it."""
+        requests = self._partitions[partition].undone.values()
+        return min((request.evidence.offset for request in requests if request.evidence), default=end)
+
+    # What the events tell
+
+    def apply(self, event: documents.Event, offset: int) -> None:
+        """Take in an event, in the order in which they were written. The latest of a position wins; done is final."""
+        if event.event == "up":
+            self._end_runs_of(event.worker)
+            return
+        if event.position is None or event.position.partition not in self._partitions:
+            return
+        if event.event == "done":
+            self._finish(event.position)
+            return
+        request = self._find(event.position)
+        if request is None:
+            return
+        if event.event == "started":
+            self._start(request, event, offset)
+        elif event.event == "requeued" and not self._is_others(request, event):
+            since = documents.seconds(event.at)
+            until = documents.seconds(event.until or event.at) + DEFERRED_MARGIN_SECONDS
+            self._prove(request, _Evidence("deferred", event.nsqd or "", event.worker, since, until, offset))
+        elif event.event == "abandoned" and not self._is_others(request, event):
+            request.over = True
+
+    def _finish(self, position: documents.Position) -> None:
+        partition = self._partitions[position.partition]
+        if position.offset >= partition.mark:
+            partition.ahead.add(position.offset)
+        elif position.offset in partition.undone:
+            partition.undone.pop(position.offset).state = _State.DONE
+
+    def _start(self, request: _Request, event: documents.Event, offset: int) -> None:
+        since = documents.seconds(event.at)
+        until = since + self._run_limit_seconds
+        host = event.nsqd or ""
+        self._starts.note(host, request.turn, since)
+        self._prove(request, _Evidence("running", host, event.worker, since, until, offset))
+
+    def _prove(self, request: _Request, evidence: _Evidence) -> None:
+        request.evidence, request.over = evidence, False
+        if request.state is _State.LOST:
+            request.state = _State.PUBLISHED  # it is not
+
+    def _is_others(self, request: _Request, event: documents.Event) -> bool:
+        """Tell whether a worker speaks late, of a request that another one has begun since."""
+        return request.runs() and request.evidence is not None and request.evidence.worker != event.worker
+
+    def _end_runs_of(self, worker: str) -> None:
+        """End what earlier processes ran in the place of ``worker``: host and pool are the first parts of its name."""
+        place = worker.rpartition("/")[0]
+        for request in self._requests():
+            if request.runs() and request.evidence and request.evidence.worker.rpartition("/")[0] == place:
+                request.over = True
+
+    # The rule
+
+    def begin_reading(self, now: float) -> None:
+        """Prepare for a reading of all hosts, which follows; then the events have to be read to their end.
+
+        Evidence ends here and not later, so that both halves of a reading see the same.
+        """
+        self._before = self._publications
+        self._starts.settle(now - self._msg_timeout_seconds - OVERDUE_MARGIN_SECONDS)
+        for request in self._requests():
+            if request.evidence and (request.over or request.evidence.until < now):
+                request.evidence, request.over = None, False
+                request.turn = self._publications  # it is at the end of the queue again
+
+    def end_reading(self, hosts: Mapping[str, Figures], now: float) -> None:
+        """Compare what ``hosts``, all that serve, held with what is not done, and conclude what is lost."""
+        published = [
+            request
+            for request in self._requests()
+            if request.state is _State.PUBLISHED and request.publication <= self._before
+        ]
+        running = deferred = 0
+        suspects: list[_Request] = []
+        for request in published:
+            if request.evidence is None or not request.evidence.counts(hosts):
+                suspects.append(request)
+            elif request.evidence.what == "running":
+                running += 1
+            else:
+                deferred += 1
+        in_flight = sum(figures.in_flight for figures in hosts.values())
+        put_back = sum(figures.deferred for figures in hosts.values())
+        self._deficit = len(published) - sum(figures.held for figures in hosts.values())
+        # What is said to run, or to be put back, and is not at nsqd: so many of the missing are no suspects.
+        missing_of_waiting = self._deficit - max(0, running - in_flight) - max(0, deferred - put_back)
+        nothing_waits = not any(figures.queued for figures in hosts.values())
+        numbers = {request.publication for request in suspects}
+        self._short.look(set(), now, holds=self._deficit > 0)
+        self._explained.look(numbers, now, holds=0 < len(suspects) <= missing_of_waiting)
+        self._empty.look(numbers, now, holds=nothing_waits and in_flight <= running and put_back <= deferred)
+        self._suspects = len(suspects)
+        self._hold(hosts, suspects)
+        if self._deficit <= 0 and not self.lost:
+            self.missing_since = None
+        elif self.missing_since is None:
+            self.missing_since = now
+        if self._explained.readings >= READINGS:
+            self._conclude(suspects, self._explained.suspects)
+        elif now - self._empty.since > self._msg_timeout_seconds + EMPTY_MARGIN_SECONDS:
+            self._conclude(suspects, self._empty.suspects)
+
+    def miss_reading(self) -> None:
+        """Begin to count anew: a host did not answer, or a publication was open."""
+        for suspicion in (self._short, self._explained, self._empty):
+            suspicion.look(set(), math.inf, holds=False)
+
+    def _hold(self, hosts: Mapping[str, Figures], suspects: Sequence[_Request]) -> None:
+        overdue = False
+        for request in suspects:
+            if request.evidence:  # of before nsqd's restart, which may have put it at the end of the queue
+                request.turn = self._before
+            overdue = overdue or (request.host in hosts and self._starts.passed(request.host, request.turn))
+        if self._short.readings >= READINGS or overdue:
+            self.holding = True
+        elif self._deficit <= 0:
+            self.holding = False
+
+    def _conclude(self, suspects: Sequence[_Request], agreed: set[int]) -> None:
+        for request in suspects:
+            # One that still runs is left alone, nsqd or no nsqd: it ends by itself, or its time does.
+            if request.publication in agreed and not request.runs():
+                self._lose(request)
+                self._deficit -= 1
+        self.miss_reading()
+
+    def _lose(self, request: _Request) -> None:
+        request.state = _State.LOST
+        self._lost.append(request)
+
+    # What follows from it
+
+    @property
+    def lost(self) -> list[documents.Position]:
+        """The positions that are to be published again."""
+        self._lost = [request for request in self._lost if request.state is _State.LOST]
+        return [request.position for request in self._lost]
+
+    @property
+    def missing(self) -> int:
+        """How many NSQ has lost, as far as that is sure."""
+        return len(self.lost) + (max(0, self._deficit) if self.holding else 0)
+
+    @property
+    def unaccounted(self) -> int:
+        """How many may be among the missing: published, not done, and no worker has told that they are alive."""
+        return self._suspects if self.holding else 0
+
+    @property
+    def outstanding(self) -> int:
+        """How many were published and are not done."""
+        return sum(len(partition.undone) for partition in self._partitions.values())
+
+    def _requests(self) -> Iterator[_Request]:
+        for partition in self._partitions.values():
+            yield from partition.undone.values()
+
+
+class _Starts:
+    """How far each nsqd's queue has come for sure, in turns: what should have been started before that is overdue."""
+
+    def __init__(self) -> None:
+        #: host -> (when, the highest turn that was started in the second that began then).
+        self._started: dict[str, deque[tuple[float, int]]] = {}
+        self._passed: dict[str, int] = {}
+
+    def note(self, host: str, turn: int, when: float) -> None:
+        started = self._started.setdefault(host, deque())
+        if started and when < started[-1][0] + 1:
+            when, highest = started.pop()
+            turn = max(turn, highest)
+        started.append((when, turn))
+
+    def settle(self, before: float) -> None:
+        """Take as passed what was started before ``before``."""
+        for host, started in self._started.items():
+            while started and started[0][0] + 1 < before:
+                self._passed[host] = max(self._passed.get(host, 0), started.popleft()[1])
+
+    def passed(self, host: str, turn: int) -> bool:
+        return turn < self._passed.get(host, 0)
