@@ -105,7 +105,7 @@ def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:
     ours = members.pop(MEMBER, None)
     if ours is None:
         return Assignment(kinds.accept(body, members, kind), None)
-    _check_version(ours)
+    check_version(ours)
     try:
         position, key = _position(ours["position"]), str(ours["key"])
     except KeyError:
@@ -136,7 +136,7 @@ def read_result(raw: bytes) -> tuple[kinds.JsonObject, Origin]:
     ours = members.pop(MEMBER, None)
     if ours is None:
         raise kinds.RejectedError("member-missing", f"{MEMBER!r} is missing: no worker of ours wrote this")
-    _check_version(ours)
+    check_version(ours)
     texts = {name: ours.get(name) for name in ("kind", "lane", "key", "finished")}
     if "position" not in ours or not all(isinstance(text, str) for text in texts.values()):
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as a worker writes it")
@@ -236,7 +236,7 @@ _OUTCOMES = (None, *get_args(Outcome))
 def read_event(raw: bytes) -> Event:
     """Read an event. Raises kinds.RejectedError, or UnknownVersionError."""
     members = kinds.parse_object(raw)
-    _check_version(members)
+    check_version(members)
     _check_event(members)
     position = None if members.get("position") is None else _position(members["position"])
     texts: dict[str, Any] = {name: members.get(name) for name in _TEXTS}
@@ -270,7 +270,7 @@ def read_dead_letter(raw: bytes) -> dict[str, Any]:
     """
     # A request may have all the levels that there are, and is a member here.
     document = kinds.parse_object(raw, max_depth=kinds.MAX_DEPTH + 1)
-    _check_version(document)
+    check_version(document)
     if replayed_id(document) is None:
         for name in ("lane", "reason", "error", "from", "at"):
             if not isinstance(document.get(name), str):
@@ -342,7 +342,8 @@ def _position(value: Any) -> Position:
             raise kinds.RejectedError("member-type", f"expected [topic, partition, offset], got {str(value)[:80]!r}")
 
 
-def _check_version(ours: Any) -> None:
+def check_version(ours: Any) -> None:
+    """Raise UnknownVersionError unless these are the members of a document of this version."""
     version = ours.get("v") if isinstance(ours, dict) else None
     if version != VERSION:
         raise UnknownVersionError(f"expected version {VERSION} of ours, got {version!r}: upgrade slowjobs here")
