@@ -21,10 +21,12 @@ class Reach:
     """How far a group has come in a partition: the offset that it takes next, and that of the next message to come.
 
     ``next`` is never below the oldest message that is there: what retention took, nobody gets any more.
+    ``metadata``: what the group committed beside its offset, empty where it committed nothing.
     """
 
     next: int
     end: int
+    metadata: str
 
 
 def reach(client: confluent_kafka.Consumer, topics: Iterable[str]) -> dict[str, list[Reach] | None]:
@@ -41,7 +43,7 @@ def _reach(client: confluent_kafka.Consumer, topic: str, partitions: Iterable[in
     reaches = []
     for committed in client.committed(wanted, timeout=TIMEOUT_SECONDS):
         low, high = client.get_watermark_offsets(committed, timeout=TIMEOUT_SECONDS)
-        reaches.append(Reach(max(low, committed.offset), high))
+        reaches.append(Reach(max(low, committed.offset), high, committed.metadata or ""))
     return reaches
 
 
