@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import secrets
 import struct
 import time
 from dataclasses import dataclass
@@ -180,13 +181,19 @@ class Publisher:
 
     def __init__(self, address: settings.Address, *, client_id: str) -> None:
         self._address = address
-        self._identity = {"client_id": client_id, "user_agent": "slowjobs", "heartbeat_interval": -1}
+        self._name = client_id
         self._stream: _Stream | None = None
+        #: of the last connection: ``Api.publishers`` tells of it until nsqd has stored all that it brought.
+        self.client_id = ""
 
-    async def connect(self) -> None:
-        """Connect unless it is done. An error here means: nothing was sent."""
-        if self._stream is None:
-            self._stream, _ = await _Stream.open(self._address, self._identity)
+    async def connect(self) -> bool:
+        """Connect, unless it is done; return whether this is a new connection. An error means: nothing was sent."""
+        if self._stream:
+            return False
+        self.client_id = f"{self._name}/{secrets.token_hex(4)}"
+        identity = {"client_id": self.client_id, "user_agent": "slowjobs", "heartbeat_interval": -1}
+        self._stream, _ = await _Stream.open(self._address, identity)
+        return True
 
     async def publish(self, topic: str, bodies: Sequence[bytes]) -> None:
         """Publish at most MAX_BATCH messages. Any error means: unknown, and the connection is closed."""
@@ -308,7 +315,10 @@ class Subscription:
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel's figures, in messages: waiting (``depth``), delivered (``in_flight``), put back for later."""
+    """A channel's figures, in messages: waiting (``depth``), delivered (``in_flight``), put back for later.
+
+    ``timeouts`` counts deliveries, since nsqd's start, that nobody answered in time.
+    """
 
     name: str
     paused: bool
@@ -316,16 +326,25 @@ class Channel:
     in_flight: int
     deferred: int
     clients: int
+    timeouts: int
 
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic's figures; ``depth`` counts what has not been copied to its channels yet."""
+    """A topic's figures; ``depth`` counts what has not been copied to its channels yet.
+
+    ``message_count`` counts what was published since nsqd's start.
+    """
 
     name: str
     paused: bool
     depth: int
+    message_count: int
     channels: tuple[Channel, ...]
+
+    def channel(self, name: str) -> Channel | None:
+        """Return a channel's figures, or None if there is no such channel."""
+        return next((channel for channel in self.channels if channel.name == name), None)
 
     def outstanding(self, channel: str) -> int:
         """Return how many messages nsqd still owes to ``channel``: waiting, in flight and deferred."""
@@ -371,6 +390,12 @@ class Api:
         """Make a channel of a topic that is there; one that is there stays as it is."""
         await self._call("POST", "/channel/create", {"topic": topic, "channel": channel})
 
+    async def set_paused(self, topic: str, channel: str | None = None, *, paused: bool) -> None:
+        """Pause or unpause a channel, or without one the topic: its channels go on until they are empty."""
+        where = {"topic": topic} if channel is None else {"topic": topic, "channel": channel}
+        level, verb = "topic" if channel is None else "channel", "pause" if paused else "unpause"
+        await self._call("POST", f"/{level}/{verb}", where)
+
     async def _call(self, method: str, path: str, query: dict[str, str]) -> bytes:
         try:
             async with self._session.request(method, self._url + path, params=query) as response:
@@ -413,7 +438,8 @@ def _read_topic(topic: dict[str, Any]) -> Topic:
             in_flight=max(0, channel["in_flight_count"]),
             deferred=max(0, channel["deferred_count"]),
             clients=channel["client_count"],
+            timeouts=channel["timeout_count"],
         )
         for channel in topic["channels"] or ()
     )
-    return Topic(topic["topic_name"], topic["paused"], max(0, topic["depth"]), channels)
+    return Topic(topic["topic_name"], topic["paused"], max(0, topic["depth"]), topic["message_count"], channels)

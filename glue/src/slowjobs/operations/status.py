@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import confluent_kafka
-from rich import table
+from rich import table, text
 
-from slowjobs import documents, errors, kafka, nsq
-from slowjobs.bridge import bridge
+from slowjobs import documents, errors, nsq
+from slowjobs.operations import progress, state_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import aiohttp
+    import rich.console
 
     from slowjobs import settings
 
-#: seconds; a service that does not answer by then is reported as unreachable.
-_STATE_TIMEOUT_SECONDS = 3.0
+#: what is told of a channel.
+_SHOWN = ("name", "paused", "depth", "in_flight", "deferred", "clients")
+#: what the bridge alone knows of a lane.
+_FROM_BRIDGE = ("missing", "missing_since", "unaccounted", "holding", "oldest_seconds")
+#: seconds; as a time is typed.
+_UNITS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 
 Document = dict[str, Any]
+#: Kafka topic -> how far the bridge is in each partition; without those of which that is not known.
+_Progress = dict[str, list[progress.Progress]]
 
 
 async def read(config: settings.CliSettings, secrets: settings.Credentials) -> Document:
     """Return the status document (design, "Interfaces"); what does not answer is named in its ``errors``."""
     failures: list[str] = []
     async with nsq.session() as session:
-        unpublished, hosts, services = await asyncio.gather(
-            _unpublished(config, secrets, failures),
+        reached, hosts, services = await asyncio.gather(
+            _progress(config, secrets, failures),
             asyncio.gather(*(_nsqd(session, config, host, failures) for host in config.nsqd.hosts)),
             asyncio.gather(*(_state(session, service, failures) for service in config.services)),
         )
     serving = [host for host in hosts if host["state"] != "spare"]
+    bridge = next((said for service, said in services if service.name == "slowjobs-bridge" and said), {"lanes": {}})
     return {
         "v": documents.VERSION,
-        "lanes": [_lane(config, name, unpublished, serving) for name in config.lanes],
+        "lanes": [_lane(config, name, reached, serving, bridge["lanes"].get(name, {})) for name in config.lanes],
         "nsqd": list(hosts),
         "workers": [_worker(service, said) for service, said in services if service.pool],
         "services": [_service(service, said) for service, said in services if not service.pool],
@@ -44,19 +53,22 @@ async def read(config: settings.CliSettings, secrets: settings.Credentials) -> D
     }
 
 
-async def _unpublished(
-    config: settings.CliSettings, secrets: settings.Credentials, failures: list[str]
-) -> dict[str, int | None]:
-    topics = list(config.lane_of_topic)
+async def _progress(config: settings.CliSettings, secrets: settings.Credentials, failures: list[str]) -> _Progress:
+    known: _Progress = {}
     try:
-        lags = await asyncio.to_thread(kafka.lag, config.kafka, secrets, group=bridge.GROUP, topics=topics)
+        reaches = await asyncio.to_thread(progress.reach, config, secrets, config.lane_of_topic)
     except confluent_kafka.KafkaException as error:
         failures.append(f"kafka: {errors.text(error)}")
-        return {}
-    failures.extend(
-        f"kafka: topic {topic} is missing: run `slowjobs setup`" for topic, lag in lags.items() if lag is None
-    )
-    return lags
+        return known
+    for topic, partitions in reaches.items():
+        if partitions is None:
+            failures.append(f"kafka: topic {topic} is missing: run `slowjobs setup`")
+            continue
+        try:
+            known[topic] = [progress.Progress.of(partition) for partition in partitions]
+        except documents.UnknownVersionError as error:
+            failures.append(f"kafka: topic {topic}: {error}")
+    return known
 
 
 async def _nsqd(
@@ -84,7 +96,7 @@ async def _nsqd(
                 "name": topic.name,
                 "paused": topic.paused,
                 "depth": topic.depth,
-                "channels": [asdict(channel) for channel in topic.channels],
+                "channels": [{name: getattr(channel, name) for name in _SHOWN} for channel in topic.channels],
             }
             for topic in stats.topics.values()
         ],
@@ -104,21 +116,21 @@ def _troubles(config: settings.CliSettings, stats: nsq.Stats) -> Iterator[str]:
 async def _state(
     session: aiohttp.ClientSession, service: settings.Service, failures: list[str]
 ) -> tuple[settings.Service, Document | None]:
-    timeout = aiohttp.ClientTimeout(total=_STATE_TIMEOUT_SECONDS)
     try:
-        async with session.get(f"http://{service.state_address}/state", timeout=timeout) as response:
-            response.raise_for_status()
-            said = await response.json()
-    except (*nsq.ERRORS, ValueError) as error:
+        return service, await state_port.read(session, service)
+    except nsq.ERRORS as error:
         failures.append(f"{service.name} on {service.host}: {errors.text(error)}")
         return service, None
-    if not isinstance(said, dict) or said.get("v") != documents.VERSION or said.get("service") != service.name:
-        failures.append(f"{service.name} on {service.host}: something else, or another version, answers on its port")
-        return service, None
-    return service, said
 
 
-def _lane(config: settings.CliSettings, name: str, lags: dict[str, int | None], serving: list[Document]) -> Document:
+def _lane(
+    config: settings.CliSettings,
+    name: str,
+    reached: _Progress,
+    serving: Sequence[Document],
+    said: Mapping[str, Any],
+) -> Document:
+    """Return what is known of a lane; ``said``: what the bridge says of it."""
     lane, topic = config.lanes[name], config.kafka_topic(name)
     figures = [t for host in serving for t in host["topics"] if t["name"] == name]
     channels = [channel for t in figures for channel in t["channels"] if channel["name"] == lane.pool]
@@ -126,25 +138,24 @@ def _lane(config: settings.CliSettings, name: str, lags: dict[str, int | None], 
     waiting = sum(t["depth"] for t in figures) + sum(channel["depth"] for channel in channels) if known else None
     in_flight = sum(channel["in_flight"] for channel in channels) if known else None
     deferred = sum(channel["deferred"] for channel in channels) if known else None
-    outstanding = _sum(waiting, in_flight, deferred)
-    unpublished = lags.get(topic)
+    held = _sum(waiting, in_flight, deferred)
+    partitions = reached.get(topic)
+    unpublished = None if partitions is None else sum(partition.unpublished for partition in partitions)
+    undone = None if partitions is None else sum(partition.outstanding for partition in partitions)
     return {
         "name": name,
         "kafka_topic": topic,
         "nsq_topic": name,
-        "unfinished": _sum(unpublished, outstanding),
+        "unfinished": _sum(unpublished, undone),
         "unpublished": unpublished,
-        "outstanding": outstanding,
+        # What NSQ has lost counts, and so does what a person published there.
+        "outstanding": None if held is None or undone is None else max(held, undone),
         "waiting": waiting,
         "in_flight": in_flight,
         "deferred": deferred,
         "max_outstanding": lane.max_outstanding,
         "paused": any(channel["paused"] for channel in channels) if known else None,
-        "missing": None,
-        "missing_since": None,
-        "unaccounted": None,
-        "holding": None,
-        "oldest_seconds": None,
+        **{member: said.get(member) for member in _FROM_BRIDGE},
     }
 
 
@@ -179,9 +190,31 @@ def _service(service: settings.Service, said: Document | None) -> Document:
     }
 
 
-def tables(status: Document) -> list[table.Table]:
-    """Return the document as tables for a terminal."""
-    return [_lane_table(status), _nsqd_table(status), _process_table(status)]
+def picture(status: Document) -> list[rich.console.RenderableType]:
+    """Return the document for a terminal: tables, and in words what lanes miss."""
+    return [_lane_table(status), *map(text.Text, _missing(status)), _nsqd_table(status), _process_table(status)]
+
+
+def _missing(status: Document) -> Iterator[str]:
+    for lane in status["lanes"]:
+        if lane["missing"] or lane["holding"]:
+            since = f" since {_moment(lane['missing_since'])}" if lane["missing_since"] else ""
+            holding = ", holding new ones" if lane["holding"] else ""
+            yield f"{lane['missing']} missing on {lane['name']}{since}{holding}, {lane['unaccounted']} unaccounted"
+
+
+def _moment(at: str) -> str:
+    """Return a time of ours as clocks here show it, with its date unless that is today's."""
+    moment, now = datetime.fromisoformat(at).astimezone(), datetime.now().astimezone()
+    return f"{moment:%H:%M}" if moment.date() == now.date() else f"{moment:%Y-%m-%d %H:%M}"
+
+
+def _age(seconds: float | None) -> str:
+    """Return a time in the largest unit of which it has at least two; nothing for None."""
+    if seconds is None:
+        return ""
+    unit = next((unit for unit, length in _UNITS.items() if seconds >= 2 * length), "s")
+    return f"{seconds // _UNITS[unit]:.0f}{unit}"
 
 
 def _table(title: str, *columns: str) -> table.Table:
@@ -210,12 +243,14 @@ def _lane_table(status: Document) -> table.Table:
         "in flight*",
         "deferred*",
         "NSQ/cap*",
+        "oldest*",
         "paused",
     )
     names = ("name", "unfinished", "unpublished", "waiting", "in_flight", "deferred")
     for lane in status["lanes"]:
         figures = [_cell(lane[name]) for name in names]
-        made.add_row(*figures, f"{_cell(lane['outstanding'])}/{lane['max_outstanding']}", _cell(lane["paused"]))
+        cap = f"{_cell(lane['outstanding'])}/{lane['max_outstanding']}"
+        made.add_row(*figures, cap, _age(lane["oldest_seconds"]), _cell(lane["paused"]))
     return made
 
 
