@@ -49,6 +49,8 @@ class Task:
     #: the event loop's time of its last ``started`` event, and of its first parking.
     announced_at: float | None = None
     parked_at: float | None = None
+    #: its lane was released while it was here: it is not parked, and begins here no more.
+    released: bool = False
     work: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def reach(self, stage: Stage) -> None:

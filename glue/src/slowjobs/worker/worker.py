@@ -41,6 +41,8 @@ _TOUCHES = prometheus_client.Counter("slowjobs_touches_total", "Touches sent to 
 _LEAVE_SECONDS = 5.0
 #: seconds that Kafka gets for the event of a request that goes back to NSQ; without it the ledger takes longer.
 _LAST_WORD_SECONDS = 5.0
+#: seconds in which what nsqd sent before a channel was paused has surely come.
+_ON_THE_WAY_SECONDS = 0.3
 #: seconds; a ``started`` event that is older is sent again when the handler begins: a run's time counts from it.
 _ANNOUNCED_SECONDS = 1.0
 #: requests that are done and whose FIN may have been lost with the connection: it is sent again if they come again.
@@ -119,9 +121,19 @@ class Worker(service.Service):
             self._configure()
 
     async def release(self, lanes: Iterable[str]) -> int:
-        """Give back what waits here, held or parked, of ``lanes``; return how many requests that were."""
+        """Give back what waits here of ``lanes``, held or parked, or is on its way; return how many requests that were.
+
+        What runs goes on, and is given back instead of parked.
+        """
         wanted = set(lanes)
-        return await self._give_back(task for task in self._waiting() if task.lane in wanted)
+        released = await self._release_now(wanted)
+        await asyncio.sleep(_ON_THE_WAY_SECONDS)
+        return released + await self._release_now(wanted)
+
+    async def _release_now(self, lanes: set[str]) -> int:
+        for task in self._tasks.values():
+            task.released = task.released or task.lane in lanes
+        return await self._give_back(task for task in self._waiting() if task.lane in lanes)
 
     def state(self) -> dict[str, Any]:
         """Return what ``/state`` says."""
@@ -290,8 +302,8 @@ class Worker(service.Service):
 
     async def _park(self, task: Task, seconds: float) -> None:
         task.reach(Stage.PARKED)
-        if task.source.leaving or task.source.subscription.closed:
-            self._end(task)  # nothing of this connection may wait here any more
+        if task.released or task.source.leaving or task.source.subscription.closed:
+            self._end(task)  # nothing of this lane or connection may wait here any more
         self._slots.park(1)
         try:
             await asyncio.sleep(seconds)
