@@ -111,7 +111,7 @@ def status_command(path: Path, *, watch: bool, interval: float, as_json: bool) -
     if as_json:
         click.echo(json.dumps(document))
     else:
-        common.console.print(*status_.tables(document))
+        common.console.print(*status_.picture(document))
         for error in document["errors"]:
             click.echo(f"error: {error}", err=True)
     sys.exit(common.EXIT_FAILED if document["errors"] else common.EXIT_DONE)
@@ -129,7 +129,7 @@ async def _watch(config: settings.CliSettings, secrets: settings.Credentials, in
         while True:
             document = await status_.read(config, secrets)
             errors_ = [rich.text.Text(f"error: {error}") for error in document["errors"]]
-            picture = rich.console.Group(documents.now(), *status_.tables(document), *errors_)
+            picture = rich.console.Group(documents.now(), *status_.picture(document), *errors_)
             if live:
                 live.update(picture, refresh=True)
             else:

@@ -42,10 +42,11 @@ async def read(config: settings.CliSettings, secrets: settings.Credentials) -> D
             asyncio.gather(*(_state(session, service, failures) for service in config.services)),
         )
     serving = [host for host in hosts if host["state"] != "spare"]
-    bridge = next((said for service, said in services if service.name == "slowjobs-bridge" and said), {"lanes": {}})
+    said = [said for service, said in services if service.name == "slowjobs-bridge" and said]
+    by_bridge = said[0]["lanes"] if said else {}
     return {
         "v": documents.VERSION,
-        "lanes": [_lane(config, name, reached, serving, bridge["lanes"].get(name, {})) for name in config.lanes],
+        "lanes": [_lane(config, name, reached, serving, by_bridge.get(name, {})) for name in config.lanes],
         "nsqd": list(hosts),
         "workers": [_worker(service, said) for service, said in services if service.pool],
         "services": [_service(service, said) for service, said in services if not service.pool],
