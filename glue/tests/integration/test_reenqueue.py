@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from slowjobs import schema, settings
-from slowjobs.operations import reenqueue, under_way
+from slowjobs.operations import progress, reenqueue, under_way
 from support.postgresql import PASSWORD
 
 if TYPE_CHECKING:
@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-#: Kafka topic -> how far the bridge is in each partition; ``gone`` is no lane's any more.
-NEXT = {"target": [10, 10], "busy": [10]}
-#: how far each partition goes.
-END = {"target": [12, 12], "busy": [12]}
-SEEN = under_way.UnderWay(next=NEXT, end=END, backlog={"target": 0, "busy": 0}, outstanding={"target": 0, "busy": 3})
+#: how far the bridge is; of the second partition the list had become too long. ``gone`` is no lane's topic any more.
+SEEN = under_way.UnderWay(
+    {
+        "target": [
+            progress.Progress(mark=10, end=12, undone={}, listed=10),
+            progress.Progress(mark=11, end=12, undone={9: "svc506"}, listed=10),
+        ],
+        "busy": [progress.Progress(mark=10, end=12, undone={8: "svc506", 7: "svc507"}, listed=10)],
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -180,14 +185,20 @@ PROMISES = {
         _one(FAILED), {"statuses": ("spn2-*",), "result_older_than_days": 2}, NOT_SENT
     ),
     "no result whatever is excluded": (_one(), {"statuses": ("*",), "exclude_statuses": ("*",)}, SENT),
-    "not what the bridge has not taken": (
+    "not what was not handed to NSQ": (
         _one(position=Position(offset=10)), {}, {"request": "on-kafka target"}
     ),
     "not what was sent since the look, also to a partition that was added": (
         _one(position=Position(partition=2, offset=0, last_seen=0)), {}, {"request": "on-kafka target"}
     ),
     "what was on a topic before that was made anew": (_one(position=Position(offset=12, last_seen=1)), {}, SENT),
-    "not on a lane of which NSQ holds requests": (_one(position=Position("busy")), {}, {"request": "in-nsq busy"}),
+    "not what was handed to NSQ and is not done": (
+        _one(position=Position("busy", offset=8)), {}, {"request": "in-nsq busy"}
+    ),
+    "what is done beside it": (_one(position=Position("busy", offset=9)), {}, SENT),
+    "nothing above a list that had become too long": (
+        _one(position=Position(partition=1, offset=10)), {}, {"request": "on-kafka target"}
+    ),
     "on a topic that is no lane's any more": (_one(position=Position("gone", offset=99)), {}, SENT),
     "not within the cool-down": (_one(position=Position(reenqueued=0.5)), {}, {"request": "cool-down target"}),
     "within a shorter cool-down": (_one(position=Position(reenqueued=0.5)), {"cool_down_hours": 6}, SENT),
@@ -216,6 +227,10 @@ SIBLINGS = {
     "none while another is on its way": (
         [Request("old", created=30, position=Position(offset=10)), Request("new")],
         {"new": "on-kafka target"},
+    ),
+    "none while another is not done": (
+        [Request("old", created=30, position=Position("busy", offset=7)), Request("new")],
+        {"new": "in-nsq busy"},
     ),
     "none while another was sent again a short time ago": (
         [Request("old", created=30, position=Position(reenqueued=0.5)), Request("new")],
@@ -305,15 +320,14 @@ def _wants(result: Result | None, policy: settings.Policy) -> bool:
 def _left_out(position: Position | None, policy: settings.Policy) -> str | None:
     if position is None:
         return None
-    if position.topic in NEXT:
-        offsets = dict(enumerate(NEXT[position.topic]))
-        ends = dict(enumerate(END[position.topic]))
+    if position.topic in SEEN.partitions:
+        added = progress.Progress(mark=0, end=0, undone={}, listed=0)
+        partition = dict(enumerate(SEEN.partitions[position.topic])).get(position.partition, added)
         recent = any(age is not None and age * 24 < 1 for age in (position.last_seen, position.reenqueued))
-        is_there = position.offset < ends.get(position.partition, 0) or recent
-        if position.offset >= offsets.get(position.partition, 0) and is_there:
+        if position.offset >= partition.listed and (position.offset < partition.end or recent):
             return f"on-kafka {position.topic}"
-    if position.topic == "busy":
-        return "in-nsq busy"
+        if position.offset in partition.undone:
+            return f"in-nsq {position.topic}"
     if position.reenqueued is not None and position.reenqueued * 24 < policy.cool_down_hours:
         return f"cool-down {position.topic}"
     return None

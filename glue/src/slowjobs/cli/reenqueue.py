@@ -38,7 +38,7 @@ _ASK = "expected --yes, or a terminal to ask at. Nothing was sent: --dry-run sho
 @click.option(
     "--exclude-status", "excluded", multiple=True, metavar="GLOB", help="Of these none whose result has such."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="So many at most, less what waits on LANE's Kafka topic.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many at most, less what LANE has not done yet.")
 @click.option("--cool-down", type=common.DURATION, help="None that was sent again within this time.  [default: 24h]")
 @click.option("--dry-run", is_flag=True, help="Only count and show; send nothing.")
 @click.option("--yes", is_flag=True, help="Send without counting and asking first.")
@@ -61,7 +61,7 @@ def reenqueue_command(
     """Send old requests of LANE's kind to LANE again: those without a result, and others by the age or status of it.
 
     Of requests that share a result the newest is sent. Left out is what is still on its way, on Kafka or in NSQ, and
-    what was sent again a short time ago. While NSQ holds anything of LANE itself nothing is sent, which is no failure.
+    what was sent again a short time ago.
 
     \b
     Examples:
@@ -185,6 +185,8 @@ def _failures(display: _Display) -> Iterator[None]:
             f"failed: {errors.text(error)}; {display.reached}. `slowjobs check` shows which server. Then run it again."
         )
         common.fail(said, common.EXIT_FAILED)
+    except documents.UnknownVersionError as error:
+        common.fail(f"failed: {error}; {display.reached}.", common.EXIT_FAILED)
     except kafka.ProducerFailedError as error:
         common.fail(f"failed: {error}; {display.reached}. Run it again.", common.EXIT_FAILED)
     except common.Interrupted as interrupted:
@@ -201,22 +203,22 @@ def _show(config: settings.CliSettings, policy: settings.Policy, report: reenque
 
 
 def _lines(config: settings.CliSettings, policy: settings.Policy, report: reenqueue.Report, what: str) -> Iterator[str]:
-    lane, seen = policy.lane, report.under_way
+    lane = policy.lane
     yield f"{report.requests} requests {what} on lane {lane}" + (", such as" if report.sample else "")
     for request in report.sample:
         shown = json.dumps(request, ensure_ascii=False)
         yield f"  {shown[:_SHOWN]}" + ("..." if len(shown) > _SHOWN else "")
-    if seen.outstanding[lane]:
-        yield f"nothing is sent while NSQ holds requests of lane {lane}: {seen.outstanding[lane]} now"
-    elif policy.limit is not None and seen.backlog[lane]:
-        yield f"{seen.backlog[lane]} requests wait on the lane's Kafka topic and count for the limit of {policy.limit}"
+    topic = config.kafka_topic(lane)
+    unfinished = report.under_way.unpublished(topic) + report.under_way.outstanding(topic)
+    if policy.limit is not None and unfinished:
+        yield f"{unfinished} requests of the lane are not done and count for the limit of {policy.limit}"
     for (reason, topic), count in sorted(report.left_out.items()):
         name = config.lane_of_topic.get(topic, topic)
         yield (
             f"{count} left out: "
             + {
                 reenqueue.ON_KAFKA: f"on Kafka for lane {name}, not handed to NSQ yet",
-                reenqueue.IN_NSQ: f"last seen on lane {name}, of which NSQ holds {seen.outstanding.get(name)} requests",
+                reenqueue.IN_NSQ: f"handed to NSQ for lane {name}, not done yet",
                 reenqueue.COOL_DOWN: f"sent again on lane {name} within the last {policy.cool_down_hours:g} h",
             }[reason]
         )
@@ -229,6 +231,7 @@ def _lines(config: settings.CliSettings, policy: settings.Policy, report: reenqu
 def _document(
     config: settings.CliSettings, policy: settings.Policy, report: reenqueue.Report, name: str | None, *, sent: bool
 ) -> dict[str, Any]:
+    seen = report.under_way
     return {
         "v": documents.VERSION,
         "lane": policy.lane,
@@ -242,6 +245,6 @@ def _document(
         ],
         "refused": report.refused,
         "refusals": [{"key": key, "error": error} for key, error in report.refusals],
-        "outstanding": report.under_way.outstanding,
-        "backlog": report.under_way.backlog,
+        "outstanding": {config.lane_of_topic[topic]: seen.outstanding(topic) for topic in seen.partitions},
+        "backlog": {config.lane_of_topic[topic]: seen.unpublished(topic) for topic in seen.partitions},
     }

@@ -45,8 +45,8 @@ PLANNER = """
     SET LOCAL jit = off
 """
 
-#: why a request is left out: its newest position is not taken by the bridge yet; NSQ holds requests of the lane that it
-#: was last seen on; it was sent again a short time ago. The query says the same words.
+#: why a request is left out: its newest position was not handed to NSQ yet; it was, and is not done; it was sent again
+#: a short time ago. The query says the same words.
 ON_KAFKA, IN_NSQ, COOL_DOWN = "on-kafka", "in-nsq", "cool-down"
 #: why a request is refused by Kafka; other reasons are those of dead letters.
 NOT_SENT = "not-sent"
@@ -91,7 +91,8 @@ class Reenqueue:
     """One policy, or what a person asked for instead, at work. ``timeout_seconds``: how long persisters are waited for.
 
     Both methods look at everything anew, and raise under_way.DeadlineError, settings.ConfigurationError for a policy
-    that cannot work, and errors.SERVER_ERRORS; ``advance`` hears of each request that is dealt with.
+    that cannot work, documents.UnknownVersionError, and errors.SERVER_ERRORS; ``advance`` hears of each request that is
+    dealt with.
     """
 
     def __init__(
@@ -167,12 +168,12 @@ class Reenqueue:
     def _room(self, seen: under_way.UnderWay) -> int | None:
         """Return how many requests the lane may get, None for any number.
 
-        With a limit the lane never holds more than that, however often a policy runs while nobody works on it.
+        With a limit the lane never has more than that to do, however often a policy runs while nobody works on it.
         """
-        lane, limit = self._policy.lane, self._policy.limit
-        if seen.outstanding[lane]:
-            return 0
-        return None if limit is None else max(0, limit - seen.backlog[lane])
+        if self._policy.limit is None:
+            return None
+        topic = self._config.kafka_topic(self._policy.lane)
+        return max(0, self._policy.limit - seen.unpublished(topic) - seen.outstanding(topic))
 
     def _candidates(self, connection: psycopg2.extensions.connection, report: Report) -> Iterator[kinds.Request]:
         topic = self._config.kafka_topic(self._policy.lane)
@@ -287,6 +288,7 @@ def query(
 ) -> tuple[str, dict[str, object]]:
     """Return the statement of ``select``, and its parameters."""
     kind = config.lanes[policy.lane].kind
+    partitions = seen.partitions.items()
     now = datetime.now(UTC)
     older_than = policy.result_older_than_days
     by_result = older_than is not None or policy.statuses
@@ -297,10 +299,17 @@ def query(
         "wanted": [like(glob) for glob in policy.statuses or ("*",)] if by_result else [],
         "unwanted": [like(glob) for glob in policy.exclude_statuses],
         "cool_since": now - timedelta(hours=policy.cool_down_hours),
-        "next": json.dumps(seen.next),
-        "end": json.dumps(seen.end),
+        # Above the list nothing is done, whether it was handed to NSQ or not: the mark is there as a rule.
+        "listed": json.dumps({topic: [each.listed for each in progress] for topic, progress in partitions}),
+        "end": json.dumps({topic: [each.end for each in progress] for topic, progress in partitions}),
         "recent": now - _RECENT,
-        "busy": [config.kafka_topic(lane) for lane, requests in seen.outstanding.items() if requests],
+        # One text each: PostgreSQL looks it up by its hash.
+        "undone": [
+            f"{topic} {partition} {offset}"
+            for topic, progress in partitions
+            for partition, each in enumerate(progress)
+            for offset in each.undone
+        ],
     }
 
 

@@ -5,40 +5,37 @@ So each place is read after the one before it:
 
 1. The ends of the lanes' topics; then wait until persister@requests has come there. From now on PostgreSQL knows the
    newest position of all that was sent before.
-2. How far the bridge has come. What is at that offset or above is on its way.
-3. NSQ. What is below the bridge's offset was published before (2): NSQ still holds it, or it was finished before (3).
-4. The ends of the result topics; then wait until persister@results has come there. A worker finishes a request when
-   Kafka has its result: the results of all that was finished before (3) are in PostgreSQL from now on.
-5. PostgreSQL, by our caller. A request below the bridge's offset, on a lane of which NSQ held nothing, has a result
-   here now or comes to none.
+2. The bridge's commits. They name what is on its way: all from the mark on, and what is listed below it. The rest is
+   done, for a position leaves the list after its `done` alone; its result was on Kafka before that, if it has any.
+3. The ends of the result topics; then wait until persister@results has come there. The results of all that was done
+   before (2) are in PostgreSQL from now on.
+4. PostgreSQL, by our caller. A request whose newest position is not on its way has a result here now or comes to none.
 
-Read the other way round, a request could be past each place when that is looked at. One that somebody sends after (1)
-may not be seen and run twice, as any request may.
+NSQ itself is not asked: what it holds, what it has lost and what comes back are all in the list. Read the other way
+round, a request could be past each place when that is looked at. One that somebody sends after (1) may not be seen and
+run twice, as any request may; so may one that was sent once more while it is on its way, when the later one is done.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slowjobs import kafka, nsq
-from slowjobs.bridge import bridge
+from slowjobs import kafka
+from slowjobs.operations import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     import confluent_kafka
 
     from slowjobs import settings
 
-#: seconds between two looks at a persister's offsets, and between two readings of NSQ.
+#: seconds between two looks at a persister's offsets.
 _LOOK_SECONDS = 0.25
-#: a message that moves between two counts of nsqd's can be missed once, not twice in a row.
-_READINGS = 2
 
 #: Hears which persister is waited for, and for how many messages.
 Waiting = Callable[[str, int], None]
@@ -50,17 +47,17 @@ class DeadlineError(Exception):
 
 @dataclass(frozen=True)
 class UnderWay:
-    """Where the requests of a kind were when they were looked for.
+    """How far the bridge was with the lanes of a kind: ``Kafka topic -> of each partition``."""
 
-    ``next``: Kafka topic of a lane -> the offset that the bridge takes next, of each partition; ``end``: that of the
-    next message to come.
-    ``backlog``: lane -> requests on Kafka that the bridge has not taken; ``outstanding``: lane -> requests in NSQ.
-    """
+    partitions: Mapping[str, Sequence[progress.Progress]]
 
-    next: dict[str, list[int]]
-    end: dict[str, list[int]]
-    backlog: dict[str, int]
-    outstanding: dict[str, int]
+    def unpublished(self, topic: str) -> int:
+        """Return how many requests were not handed to NSQ."""
+        return sum(partition.unpublished for partition in self.partitions[topic])
+
+    def outstanding(self, topic: str) -> int:
+        """Return how many requests were handed to NSQ and not done."""
+        return sum(partition.outstanding for partition in self.partitions[topic])
 
 
 def read(
@@ -71,13 +68,13 @@ def read(
     timeout_seconds: float,
     waiting: Waiting,
 ) -> UnderWay:
-    """Return where the requests of ``kind`` are; PostgreSQL knows by then all that this module's rule says.
+    """Return what of ``kind`` is on its way; PostgreSQL knows by then all that this module's rule says.
 
-    Raises DeadlineError, and errors.SERVER_ERRORS for a server that is away: an nsqd that does not answer may hold
-    anything.
+    Raises DeadlineError, errors.SERVER_ERRORS for a server that is away, and documents.UnknownVersionError for what
+    another version of the bridge has committed.
     """
     lanes = {name: lane for name, lane in config.lanes.items() if lane.kind == kind}
-    topics = {name: config.kafka_topic(name) for name in lanes}
+    topics = [config.kafka_topic(name) for name in lanes]
     results = {config.pools[lane.pool].result_topic for lane in lanes.values()}
     deadline = time.monotonic() + timeout_seconds
 
@@ -86,24 +83,17 @@ def read(
         with contextlib.closing(kafka.reader(config.kafka, secrets, group=group)) as client:
             _wait(client, f"slowjobs-persister@{instance}", list(topics), deadline, waiting)
 
-    _catch_up("requests", topics.values())
-    with contextlib.closing(kafka.reader(config.kafka, secrets, group=bridge.GROUP)) as client:
-        taken = _reach(client, topics.values())
-    outstanding = asyncio.run(_outstanding(config, lanes))
+    _catch_up("requests", topics)
+    committed = _complete(progress.reach(config, secrets, topics))
     _catch_up("results", results)
-    return UnderWay(
-        next={topic: [partition.next for partition in partitions] for topic, partitions in taken.items()},
-        end={topic: [partition.end for partition in partitions] for topic, partitions in taken.items()},
-        backlog={name: sum(partition.end - partition.next for partition in taken[topics[name]]) for name in lanes},
-        outstanding=outstanding,
-    )
+    return UnderWay({topic: list(map(progress.Progress.of, partitions)) for topic, partitions in committed.items()})
 
 
 def _wait(
     client: confluent_kafka.Consumer, persister: str, topics: list[str], deadline: float, waiting: Waiting
 ) -> None:
     """Return once the persister has committed all that was on ``topics`` at the first look."""
-    first = _reach(client, topics)
+    first = _complete(kafka.reach(client, topics))
     now = first
     while left := _left(first, now):
         if time.monotonic() > deadline:
@@ -113,7 +103,7 @@ def _wait(
             )
         waiting(persister, left)
         time.sleep(_LOOK_SECONDS)
-        now = _reach(client, topics)
+        now = _complete(kafka.reach(client, topics))
 
 
 def _left(first: dict[str, list[kafka.Reach]], now: dict[str, list[kafka.Reach]]) -> int:
@@ -126,25 +116,10 @@ def _left(first: dict[str, list[kafka.Reach]], now: dict[str, list[kafka.Reach]]
     )
 
 
-def _reach(client: confluent_kafka.Consumer, topics: Iterable[str]) -> dict[str, list[kafka.Reach]]:
-    reaches = {}
-    for topic, partitions in kafka.reach(client, topics).items():
+def _complete(reaches: Mapping[str, list[kafka.Reach] | None]) -> dict[str, list[kafka.Reach]]:
+    complete = {}
+    for topic, partitions in reaches.items():
         if partitions is None:
             raise ConnectionError(f"kafka: topic {topic} is missing: run `slowjobs setup`")
-        reaches[topic] = partitions
-    return reaches
-
-
-async def _outstanding(config: settings.CliSettings, lanes: dict[str, settings.Lane]) -> dict[str, int]:
-    """Return ``lane -> requests`` that the serving nsqds hold: the larger of the readings."""
-    largest = dict.fromkeys(lanes, 0)
-    async with nsq.session() as session:
-        apis = [nsq.Api(session, config.nsqd.hosts[host].http_address) for host in config.nsqd.serving]
-        for reading in range(_READINGS):
-            if reading:
-                await asyncio.sleep(_LOOK_SECONDS)
-            stats = await asyncio.gather(*(api.stats() for api in apis))
-            for name, lane in lanes.items():
-                held = sum(each.topics[name].outstanding(lane.pool) for each in stats if name in each.topics)
-                largest[name] = max(largest[name], held)
-    return largest
+        complete[topic] = partitions
+    return complete

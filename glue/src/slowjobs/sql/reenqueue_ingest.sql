@@ -22,12 +22,13 @@ CROSS JOIN LATERAL (
             'release_stage', release_stage
         )) AS request,
         min(CASE
-            WHEN %(next)s::jsonb ? position.topic
-             AND position."offset" >= coalesce((%(next)s::jsonb -> position.topic ->> position.partition)::bigint, 0)
+            WHEN %(listed)s::jsonb ? position.topic
+             AND position."offset" >= coalesce((%(listed)s::jsonb -> position.topic ->> position.partition)::bigint, 0)
              AND (position."offset" < coalesce((%(end)s::jsonb -> position.topic ->> position.partition)::bigint, 0)
                   OR greatest(position.last_seen, position.reenqueued_at) >= %(recent)s)
                 THEN 'on-kafka ' || position.topic
-            WHEN position.topic = ANY (%(busy)s::text[]) THEN 'in-nsq ' || position.topic
+            WHEN position.topic || ' ' || position.partition || ' ' || position."offset" = ANY (%(undone)s::text[])
+                THEN 'in-nsq ' || position.topic
             WHEN position.reenqueued_at > %(cool_since)s THEN 'cool-down ' || position.topic
         END) OVER () AS left_out
     FROM ingest_request AS request

@@ -5,12 +5,13 @@ SELECT
     request.key,
     request.request::text,
     CASE
-        WHEN %(next)s::jsonb ? position.topic
-         AND position."offset" >= coalesce((%(next)s::jsonb -> position.topic ->> position.partition)::bigint, 0)
+        WHEN %(listed)s::jsonb ? position.topic
+         AND position."offset" >= coalesce((%(listed)s::jsonb -> position.topic ->> position.partition)::bigint, 0)
          AND (position."offset" < coalesce((%(end)s::jsonb -> position.topic ->> position.partition)::bigint, 0)
               OR greatest(position.last_seen, position.reenqueued_at) >= %(recent)s)
             THEN 'on-kafka ' || position.topic
-        WHEN position.topic = ANY (%(busy)s::text[]) THEN 'in-nsq ' || position.topic
+        WHEN position.topic || ' ' || position.partition || ' ' || position."offset" = ANY (%(undone)s::text[])
+            THEN 'in-nsq ' || position.topic
         WHEN position.reenqueued_at > %(cool_since)s THEN 'cool-down ' || position.topic
     END AS left_out
 FROM (
