@@ -55,7 +55,7 @@ def setup_command(path: Path, *, only_check: bool, as_json: bool) -> None:
 @common.json_option
 @common.site_option
 def check_command(path: Path, offline: Path | None, *, as_json: bool) -> None:
-    """Prove the configuration and every connection.
+    """Prove the configuration and every connection, and that the clocks of all hosts agree.
 
     \b
     Examples:

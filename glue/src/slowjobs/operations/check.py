@@ -1,19 +1,28 @@
-"""``slowjobs check``: proves every connection of the site, one line each."""
+"""``slowjobs check``: proves every connection of the site, and that its clocks agree, one line each."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import email.utils
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+import aiohttp
 
 from slowjobs import errors, kafka, nsq, postgres
 from slowjobs.operations import setup
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Mapping
 
     from slowjobs import settings
+
+#: seconds; the ledger compares times of nsqd's, workers' and its own, and assumes that they are no further apart.
+_CLOCK_SECONDS = 5.0
+#: seconds; the later an answer comes, the less it says of a clock.
+_ANSWER = aiohttp.ClientTimeout(total=2)
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,10 @@ async def check(config: settings.CliSettings, secrets: settings.Credentials) -> 
         *[await _ask(f"nsqd {host}", _nsqd(config, host)) for host in config.nsqd.serving],
         await _ask("PostgreSQL", asyncio.to_thread(_postgresql, config, secrets)),
     ]
+    clocks = await _ask("clocks", _clocks(config))
     if not all(finding.ok for finding in connections):
-        return connections
-    return [*connections, await _ask("setup", _complete(config, secrets))]
+        return [*connections, clocks]
+    return [*connections, clocks, await _ask("setup", _complete(config, secrets))]
 
 
 async def _ask(subject: str, question: Awaitable[str]) -> Finding:
@@ -71,6 +81,42 @@ def _postgresql(config: settings.CliSettings, secrets: settings.Credentials) -> 
         cursor.execute("SHOW server_version")
         (version,) = cursor.fetchone() or ("?",)
         return f"version {version}"
+
+
+async def _clocks(config: settings.CliSettings) -> str:
+    """Compare the clocks of all hosts that answer with the one here. Raises ConnectionError if one is too far off."""
+    ports = {(host, f"{config.nsqd.hosts[host].http_address}/ping") for host in config.nsqd.serving}
+    ports |= {(service.host, f"{service.state_address}/state") for service in config.services}
+    async with nsq.session() as session:
+        answers = await asyncio.gather(*(_ahead(session, url) for _, url in ports))
+    ahead = {host: seconds for (host, _), seconds in zip(ports, answers, strict=True) if seconds is not None}
+    if any(abs(seconds) > _CLOCK_SECONDS for seconds in ahead.values()):
+        raise ConnectionError(
+            f"{_apart(ahead)}; the ledger needs at most {_CLOCK_SECONDS:g} s: see that each host keeps the time"
+            " (timedatectl says so)"
+        )
+    silent = sorted({host for host, _ in ports} - set(ahead))
+    return f"those of {len(ahead)} hosts agree" + (f"; no answer from {', '.join(silent)}" if silent else "")
+
+
+async def _ahead(session: aiohttp.ClientSession, url: str) -> float | None:
+    """Return how far a server's clock is ahead of ours, in seconds give or take one; None for one that does not say."""
+    asked = time.time()
+    try:
+        async with session.get(f"http://{url}", timeout=_ANSWER) as response:
+            said = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (*nsq.ERRORS, KeyError, ValueError):
+        return None
+    # It says whole seconds.
+    return said + 0.5 - (asked + time.time()) / 2
+
+
+def _apart(ahead: Mapping[str, float]) -> str:
+    apart = {host: seconds for host, seconds in sorted(ahead.items()) if abs(seconds) > _CLOCK_SECONDS}
+    return ", ".join(
+        f"{host} is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} this host"
+        for host, seconds in apart.items()
+    )
 
 
 async def _complete(config: settings.CliSettings, secrets: settings.Credentials) -> str:
