@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from slowjobs import kinds
@@ -60,8 +61,13 @@ class Assignment:
 
 def now(plus_seconds: float = 0) -> str:
     """Return the time as all documents write it: UTC, microseconds, ``Z``."""
-    moment = datetime.now(UTC) + timedelta(seconds=plus_seconds)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return moment(time.time() + plus_seconds)
+
+
+def moment(since_1970: float) -> str:
+    """Return a time in seconds since 1970 as all documents write it."""
+    written = datetime.fromtimestamp(since_1970, UTC)
+    return written.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def seconds(at: str) -> float:
@@ -214,11 +220,13 @@ class Event:
     reason: str | None = None
     at: str = field(default_factory=now)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return its members."""
+        return {**vars(self), "position": self.position.as_json() if self.position else None}
+
     def write(self) -> bytes:
         """Return the document."""
-        position = self.position.as_json() if self.position else None
-        document = {"v": VERSION, **vars(self), "position": position}
-        return json.dumps(document, ensure_ascii=False).encode()
+        return json.dumps({"v": VERSION, **self.as_json()}, ensure_ascii=False).encode()
 
 
 #: what each event cannot leave out: the ledger counts on it.

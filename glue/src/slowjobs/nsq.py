@@ -116,6 +116,11 @@ class _Stream:
             raise ProtocolError(f"to IDENTIFY it says {answer[:80]!r}") from None
         return negotiated
 
+    @property
+    def ended(self) -> bool:
+        """Whether nsqd has closed the connection."""
+        return self._reader.at_eof() or self._reader.exception() is not None
+
     def send(self, command: bytes) -> None:
         self._writer.write(command)
 
@@ -188,8 +193,9 @@ class Publisher:
 
     async def connect(self) -> bool:
         """Connect, unless it is done; return whether this is a new connection. An error means: nothing was sent."""
-        if self._stream:
+        if self._stream and not self._stream.ended:
             return False
+        self.close()
         self.client_id = f"{self._name}/{secrets.token_hex(4)}"
         identity = {"client_id": self.client_id, "user_agent": "slowjobs", "heartbeat_interval": -1}
         self._stream, _ = await _Stream.open(self._address, identity)

@@ -94,9 +94,14 @@ class _Request:
 
 @dataclass
 class _Partition:
-    """``mark``: the first offset not handed to nsqd; ``undone``: what is below it, ascending; ``ahead``: done above."""
+    """What is not done below ``listed``, ascending, and what is done from there on.
+
+    ``mark``: the first offset not handed to nsqd. What lies between the two was published by an earlier bridge, and
+    Kafka has to give it again, so that gaps in the offsets are seen as such.
+    """
 
     mark: int
+    listed: int
     undone: dict[int, _Request] = field(default_factory=dict)
     ahead: set[int] = field(default_factory=set)
 
@@ -126,8 +131,7 @@ class Ledger:
     ``run_limit_seconds``: how long after ``started`` a try can run at most, nsqd's time-out after it included.
     """
 
-    def __init__(self, topic: str, *, run_limit_seconds: float, msg_timeout_seconds: float) -> None:
-        self._topic = topic
+    def __init__(self, *, run_limit_seconds: float, msg_timeout_seconds: float) -> None:
         self._run_limit_seconds = run_limit_seconds
         self._msg_timeout_seconds = msg_timeout_seconds
         self._partitions: dict[int, _Partition] = {}
@@ -149,10 +153,10 @@ class Ledger:
 
     # What the bridge publishes
 
-    def begin(self, partition: int, mark: int) -> None:
-        """Begin with a partition, or anew: all below ``mark`` is done, but for what ``restore`` says."""
+    def begin(self, partition: int, mark: int, listed: int) -> None:
+        """Begin with a partition, or anew: all below ``listed`` is done, but for what ``restore`` says."""
         self.forget(partition)
-        self._partitions[partition] = _Partition(mark)
+        self._partitions[partition] = _Partition(mark, listed)
 
     def forget(self, partition: int) -> None:
         """Drop a partition: its commit says all."""
@@ -163,9 +167,7 @@ class Ledger:
     def restore(self, position: documents.Position, host: str) -> None:
         """Take on a position below the mark that was published to ``host`` before this bridge began."""
         self._publications += 1
-        self._partitions[position.partition].undone[position.offset] = _Request(
-            position, host, publication=self._publications
-        )
+        self._add(_Request(position, host, publication=self._publications))
 
     def publish(self, positions: Sequence[documents.Position], host: str) -> None:
         """Note positions of one partition, in their order, that are about to be sent; their answer is missing yet."""
@@ -173,8 +175,8 @@ class Ledger:
             self._publications += 1
             request = self._find(position)
             if request is None:
-                self.skip(position)
-                request = self._partitions[position.partition].undone[position.offset] = _Request(position, host)
+                request = _Request(position, host)
+                self._add(request)
             request.host, request.state = host, _State.SENT
             request.publication = request.turn = self._publications
             request.evidence, request.over = None, False
@@ -188,15 +190,29 @@ class Ledger:
             elif request:
                 self._lose(request)
 
-    def skip(self, position: documents.Position) -> None:
-        """Pass over a position that needs no publication: it is done."""
+    def finish(self, position: documents.Position) -> None:
+        """Note that a position is done: the bridge's own word, or what is told of one that was not published."""
         partition = self._partitions[position.partition]
-        partition.mark = max(partition.mark, position.offset + 1)
-        partition.ahead.discard(position.offset)
+        if position.offset in partition.undone:
+            partition.undone.pop(position.offset).state = _State.DONE
+        elif position.offset >= partition.listed:
+            self._pass(position)
 
     def is_done(self, position: documents.Position) -> bool:
-        """Tell whether a position that was not handed to nsqd is done: a dead letter, or discarded."""
+        """Tell whether a position that was not published here is done: a dead letter, discarded, or of before."""
         return position.offset in self._partitions[position.partition].ahead
+
+    def _add(self, request: _Request) -> None:
+        position = request.position
+        if position.offset >= self._partitions[position.partition].listed:
+            self._pass(position)
+        self._partitions[position.partition].undone[position.offset] = request
+
+    def _pass(self, position: documents.Position) -> None:
+        partition = self._partitions[position.partition]
+        partition.listed = position.offset + 1
+        partition.mark = max(partition.mark, partition.listed)
+        partition.ahead.discard(position.offset)
 
     def _find(self, position: documents.Position) -> _Request | None:
         partition = self._partitions.get(position.partition)
@@ -208,9 +224,13 @@ class Ledger:
         """Return the first offset that was not handed to nsqd."""
         return self._partitions[partition].mark
 
+    def listed(self, partition: int) -> int:
+        """Return the offset below which all that is not done is known: the mark, but shortly after a start."""
+        return self._partitions[partition].listed
+
     def lowest(self, partition: int) -> int:
         """Return the lowest offset that is not done."""
-        return next(iter(self._partitions[partition].undone), self._partitions[partition].mark)
+        return next(iter(self._partitions[partition].undone), self._partitions[partition].listed)
 
     def count(self, partition: int) -> int:
         """Return how many positions below the mark are not done."""
@@ -235,7 +255,11 @@ class Ledger:
         if event.position is None or event.position.partition not in self._partitions:
             return
         if event.event == "done":
-            self._finish(event.position)
+            partition = self._partitions[event.position.partition]
+            if event.position.offset >= partition.listed:
+                partition.ahead.add(event.position.offset)
+            else:
+                self.finish(event.position)
             return
         request = self._find(event.position)
         if request is None:
@@ -248,13 +272,6 @@ class Ledger:
             self._prove(request, _Evidence("deferred", event.nsqd or "", event.worker, since, until, offset))
         elif event.event == "abandoned" and not self._is_others(request, event):
             request.over = True
-
-    def _finish(self, position: documents.Position) -> None:
-        partition = self._partitions[position.partition]
-        if position.offset >= partition.mark:
-            partition.ahead.add(position.offset)
-        elif position.offset in partition.undone:
-            partition.undone.pop(position.offset).state = _State.DONE
 
     def _start(self, request: _Request, event: documents.Event, offset: int) -> None:
         since = documents.seconds(event.at)

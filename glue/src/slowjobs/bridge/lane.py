@@ -1,0 +1,175 @@
+"""What the bridge knows of one lane; nothing here reads or writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import structlog
+
+from slowjobs import documents, kafka, settings
+from slowjobs.bridge import backlog, cap, commit, ledger
+
+log = structlog.get_logger()
+
+#: events after which a commit is written anew although nothing else has changed: a restart reads from there.
+_EVENTS = 5000
+
+
+class Lane:
+    """One lane: what of it waits here, what NSQ was given, and how much more NSQ may get."""
+
+    def __init__(self, name: str, config: settings.BridgeSettings) -> None:
+        lane = config.lanes[name]
+        limit = config.pools[lane.pool].task_timeout_seconds
+        self.name = name
+        self.topic = config.kafka_topic(name)
+        self.kind = config.kind_of(name)
+        self.channel = lane.pool
+        self.cap = cap.Cap(lane.max_outstanding)
+        self.backlog = backlog.Backlog()
+        self.ledger = ledger.Ledger(
+            run_limit_seconds=limit + config.nsqd.msg_timeout_seconds,
+            msg_timeout_seconds=config.nsqd.msg_timeout_seconds,
+        )
+        #: the nsqd host of what an earlier bridge published and has not listed.
+        self._active = config.nsqd.active
+        #: partition -> what is about to be sent, or was sent without an answer.
+        self.unsettled: dict[int, commit.Batch] = {}
+        #: set by whatever may let the lane go on.
+        self.wake = asyncio.Event()
+        #: held from the choice of a batch to its answer: nsqd's figures say nothing meanwhile.
+        self.publishing = asyncio.Lock()
+        #: held while a batch is on its way, so that a stop does not cut it.
+        self.sending = asyncio.Lock()
+        #: partition -> the lowest position not done, and when it was produced.
+        self.lowest: dict[int, tuple[int, float]] = {}
+        #: partition -> what was committed last, without its batch.
+        self._committed: dict[int, commit.Commit] = {}
+
+    # Partitions
+
+    def begin(self, committed: kafka.Committed, events: int) -> int:
+        """Take on a partition as the last commit left it; return where its events begin, ``events`` for a new one."""
+        at = commit.read(committed.metadata, committed.offset or 0)
+        partition = committed.partition
+        self.forget(partition)
+        self.ledger.begin(partition, at.mark, at.listed)
+        for offset, host in at.undone.items():
+            self.ledger.restore(documents.Position(self.topic, partition, offset), host)
+        if at.batch:
+            sent = [offset for offset in at.batch.offsets if offset in at.undone]
+            self.ledger.publish([documents.Position(self.topic, partition, offset) for offset in sent], at.batch.host)
+            self.unsettled[partition] = at.batch
+        begin = events if at.events is None else at.events
+        self._committed[partition] = dataclasses.replace(at, events=begin, batch=None)
+        return begin
+
+    def forget(self, partition: int) -> None:
+        """Drop a partition that went."""
+        self.ledger.forget(partition)
+        self.backlog.drop(partition)
+        for known in (self.unsettled, self._committed, self.lowest):
+            known.pop(partition, None)
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions that are ours."""
+        return list(self._committed)
+
+    def add(self, record: kafka.Record) -> None:
+        """Take a request that Kafka gave, each partition's in order of their offsets."""
+        position = record.position
+        if position.partition not in self._committed:
+            return  # it went
+        if position.offset < self._next(position.partition):
+            self._begin_anew(position)
+        if position.offset >= self.ledger.mark(position.partition):
+            self.backlog.add(record)
+            self.wake.set()
+        elif self.ledger.is_done(position):
+            self.ledger.finish(position)
+        else:
+            self.ledger.restore(position, self._active)
+
+    def _next(self, partition: int) -> int:
+        return max(self.ledger.listed(partition), self.backlog.next(partition))
+
+    def _begin_anew(self, position: documents.Position) -> None:
+        """Forget a partition whose offsets begin again: somebody has deleted the topic and made it anew."""
+        log.warning("bridge.topic_made_anew", position=str(position), expected=self._next(position.partition))
+        events = self._committed[position.partition].events
+        self.begin(kafka.Committed(self.topic, position.partition, position.offset, ""), events or 0)
+
+    # Commit
+
+    def to_commit(self, partition: int, events: int) -> kafka.Committed:
+        """Return what is to be committed of a partition; ``events``: all before that were taken in."""
+        batch = self.unsettled.get(partition)
+        last = self._committed[partition]
+        # Where too many are not done: the last list that fitted. What came after it counts as not done.
+        before = dataclasses.replace(last, mark=self.ledger.mark(partition))
+        known = [before]
+        if self.ledger.count(partition) <= settings.MAX_OUTSTANDING_LIMIT:
+            known.insert(0, self._as_it_is(partition, events))
+        for each, about in [*((each, batch) for each in known), (before, None)]:
+            with contextlib.suppress(commit.TooLongError):
+                text = dataclasses.replace(each, batch=about).write()
+                self._committed[partition] = each
+                return kafka.Committed(self.topic, partition, self.ledger.lowest(partition), text)
+        raise AssertionError("what was committed before fits")
+
+    def has_changed(self, partition: int, events: int) -> bool:
+        """Tell whether a commit would say more than the last one."""
+        last = self._committed[partition]
+        return (
+            last.mark != self.ledger.mark(partition)
+            or len(last.undone) != self.ledger.count(partition)
+            or events - (last.events or 0) > _EVENTS
+        )
+
+    def _as_it_is(self, partition: int, events: int) -> commit.Commit:
+        ledger = self.ledger
+        return commit.Commit(
+            ledger.mark(partition),
+            ledger.undone(partition),
+            ledger.events_needed(partition, events),
+            None,
+            ledger.listed(partition),
+        )
+
+    # What may be published
+
+    @property
+    def room(self) -> int:
+        """How many requests NSQ may get now."""
+        return min(self.cap.room, self.cap.max_outstanding - self.ledger.outstanding)
+
+    def oldest_seconds(self) -> float | None:
+        """Return how long ago the oldest request that is not done was produced; None when there is none."""
+        created = [when for _, when in self.lowest.values()]
+        waiting = self.backlog.created()
+        oldest = min([*created, *([] if waiting is None else [waiting])], default=None)
+        return None if oldest is None else max(0.0, time.time() - oldest)
+
+    def state(self) -> dict[str, Any]:
+        """Return what ``/state`` says of the lane."""
+        since = self.ledger.missing_since
+        oldest = self.oldest_seconds()
+        return {
+            "fetched": len(self.backlog),
+            "outstanding": self.cap.outstanding,
+            "max_outstanding": self.cap.max_outstanding,
+            "room": max(0, self.room),
+            "undone": self.ledger.outstanding,
+            "missing": self.ledger.missing,
+            "missing_since": None if since is None else documents.moment(since),
+            "unaccounted": self.ledger.unaccounted,
+            "holding": self.ledger.holding,
+            "lost": len(self.ledger.lost),
+            "unsettled": sum(len(batch.offsets) for batch in self.unsettled.values()),
+            "oldest_seconds": None if oldest is None else round(oldest, 1),
+        }

@@ -1,0 +1,307 @@
+"""How one lane's requests come to nsqd: committed first, then sent, then settled."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import confluent_kafka
+import prometheus_client
+import structlog
+
+from slowjobs import documents, kafka, kinds, nsq, retry
+from slowjobs.bridge import commit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from slowjobs import settings
+    from slowjobs.bridge import events as events_
+    from slowjobs.bridge import lane as lane_
+
+log = structlog.get_logger()
+
+GROUP = "slowjobs-bridge"
+#: seconds between two commits of what is done.
+_COMMIT_SECONDS = 1.0
+#: how often nsqd is asked whether a connection is gone, and how many seconds are between.
+_GONE_TRIES = 30
+_ASK_SECONDS = 0.5
+#: seconds in which nsqd has surely stored the first batch of a connection, which does not show among its producers:
+#: with sync-every=1 a whole one takes 0.3 s.
+_STORING_SECONDS = 2.0
+
+_PUBLISHED = prometheus_client.Counter("slowjobs_published_requests_total", "Requests given to NSQ", ["lane"])
+_AGAIN = prometheus_client.Counter("slowjobs_published_again_total", "Requests given again that NSQ had lost", ["lane"])
+_DEAD = prometheus_client.Counter("slowjobs_bridge_dead_letters_total", "Requests refused", ["lane", "reason"])
+
+
+class Publishing:
+    """Publishes one lane: what NSQ has lost, then what is new, into the room that there is.
+
+    A request goes to nsqd after the commit says so; what is about to be sent is in it, so that whoever comes after a
+    crash knows what to look for. nsqd or Kafka away: waits and goes on.
+    """
+
+    def __init__(
+        self,
+        lane: lane_.Lane,
+        config: settings.BridgeSettings,
+        *,
+        name: str,
+        apis: Mapping[str, nsq.Api],
+        consumer: kafka.Consumer,
+        producer: kafka.Producer,
+        fetcher: kafka.Fetcher,
+        events: events_.Events,
+    ) -> None:
+        self._lane = lane
+        self._config = config
+        self._apis = apis
+        self._consumer = consumer
+        self._producer = producer
+        self._fetcher = fetcher
+        self._events = events
+        self._active = config.nsqd.active
+        self._name = name
+        self._publisher = nsq.Publisher(config.nsqd.hosts[self._active].tcp_address, client_id=name)
+        #: nsqd's start_time and the topic's message_count, as far as we published; None while that is not known.
+        self._count: tuple[int, int] | None = None
+        self._committing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Publish for ever. Raises kafka.FencedError when another bridge has taken over."""
+        try:
+            while True:
+                self._lane.wake.clear()
+                if not await self._step():
+                    await self._lane.wake.wait()
+        finally:
+            self._publisher.close()
+
+    async def _step(self) -> bool:
+        """Do what is due first; return whether anything was."""
+        lane = self._lane
+        if lane.unsettled:
+            await self._settle()
+        elif lane.ledger.lost and lane.cap.room:
+            await self._publish_again()
+        elif len(lane.backlog) and lane.room > 0 and not lane.ledger.lost and not lane.ledger.holding:
+            await self._publish_new()
+        else:
+            return False
+        return True
+
+    # Publishing
+
+    async def _publish_new(self) -> None:
+        lane = self._lane
+        await self._connect()
+        records = lane.backlog.head(min(lane.room, nsq.MAX_BATCH), nsq.MAX_BATCH_BYTES)
+        bodies = await self._bodies(records)
+        if lane.backlog.begins_with(records[0]):
+            await self._publish(bodies, (record.position for record in records), from_backlog=len(records))
+
+    async def _publish_again(self) -> None:
+        lane = self._lane
+        await self._connect()
+        lost = lane.ledger.lost
+        chosen = sorted(
+            (position for position in lost if position.partition == lost[0].partition),
+            key=lambda position: position.offset,
+        )[: min(lane.cap.room, nsq.MAX_BATCH)]
+        found = await self._fetch(chosen)
+        records: list[kafka.Record] = []
+        size = nsq.MAX_BATCH_BYTES
+        for position in chosen:
+            if position not in found:
+                await self._bury(position, None, "expired", "Kafka keeps this request no longer: see its retention")
+                lane.ledger.finish(position)
+                continue
+            size -= len(found[position].value)
+            if records and size < 0:
+                break
+            records.append(found[position])
+        bodies = await self._bodies(records)
+        # What was told to be done, or alive, meanwhile is not lost.
+        still = set(lane.ledger.lost)
+        positions = [record.position for record in records if record.position in still]
+        bodies = {position: body for position, body in bodies.items() if position in still}
+        if positions:
+            log.warning("bridge.published_again", lane=lane.name, positions=[str(position) for position in bodies])
+            await self._publish(bodies, positions)
+            _AGAIN.labels(lane.name).inc(len(bodies))
+
+    async def _fetch(self, positions: list[documents.Position]) -> dict[documents.Position, kafka.Record]:
+        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
+            with attempt:
+                return await self._fetcher.read(positions)
+        raise AssertionError("while_away goes on until it returns")
+
+    async def _publish(
+        self,
+        bodies: Mapping[documents.Position, bytes],
+        positions: Iterable[documents.Position],
+        *,
+        from_backlog: int = 0,
+    ) -> None:
+        """Publish ``bodies``, in their order; those of ``positions`` that have none are done."""
+        lane, positions = self._lane, list(positions)
+        partition, sent = positions[0].partition, list(bodies)
+        if self._count is None:
+            return  # the connection is gone, and nsqd has to be asked first
+        async with lane.publishing:
+            lane.ledger.publish(sent, self._active)
+            for position in positions:
+                if position not in bodies:
+                    lane.ledger.finish(position)
+            if from_backlog:
+                lane.backlog.remove(partition, from_backlog)
+            if sent:
+                offsets = tuple(position.offset for position in sent)
+                lane.unsettled[partition] = commit.Batch(self._active, *self._count, offsets)
+                await self._commit_for_sure(partition)
+                await self._send(partition, sent, list(bodies.values()))
+
+    async def _send(self, partition: int, positions: list[documents.Position], bodies: list[bytes]) -> None:
+        lane = self._lane
+        async with lane.sending:
+            lane.cap.send(len(bodies))
+            try:
+                await self._publisher.publish(lane.name, bodies)
+            except nsq.ERRORS as error:
+                log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
+                self._count = None
+            else:
+                self._note_answer(partition, positions)
+            finally:
+                lane.cap.settle(len(bodies))
+
+    def _note_answer(self, partition: int, positions: list[documents.Position]) -> None:
+        lane = self._lane
+        lane.ledger.settle(positions, len(positions))
+        del lane.unsettled[partition]
+        if self._count:
+            start_time, count = self._count
+            self._count = start_time, count + len(positions)
+        _PUBLISHED.labels(lane.name).inc(len(positions))
+
+    async def _connect(self) -> None:
+        async for attempt in retry.while_away(f"nsqd {self._active}", *nsq.ERRORS):
+            with attempt:
+                if await self._publisher.connect() or self._count is None:
+                    self._count = None
+                    self._count = await self._read_count(self._active)
+
+    async def _read_count(self, host: str) -> tuple[int, int]:
+        stats = await self._apis[host].stats()
+        topic = stats.topics.get(self._lane.name)
+        return stats.start_time, topic.message_count if topic else 0
+
+    # Settling
+
+    async def _settle(self) -> None:
+        """Find out what became of each batch whose answer is missing; nothing is sent on this lane before."""
+        lane = self._lane
+        for partition, batch in list(lane.unsettled.items()):
+            stored = await self._stored(batch)
+            positions = [documents.Position(lane.topic, partition, offset) for offset in batch.offsets]
+            log.warning("bridge.settled", lane=lane.name, partition=partition, requests=len(positions), stored=stored)
+            lane.ledger.settle(positions, stored)
+            del lane.unsettled[partition]
+
+    async def _stored(self, batch: commit.Batch) -> int:
+        """Return how many of the first requests of a batch nsqd may have; all when there is no telling."""
+        if batch.host not in self._apis:
+            return len(batch.offsets)
+        await self._outlast(self._apis[batch.host])
+        async for attempt in retry.while_away(f"nsqd {batch.host}", *nsq.ERRORS):
+            with attempt:
+                start_time, count = await self._read_count(batch.host)
+        if start_time != batch.start_time:
+            return len(batch.offsets)  # the rule finds what is missing
+        # nsqd stores an MPUB from its beginning, and what others publish only raises the count.
+        return max(0, min(len(batch.offsets), count - batch.count))
+
+    async def _outlast(self, api: nsq.Api) -> None:
+        """Return when nsqd has stored all that the connection brought, ours or an earlier bridge's.
+
+        A host that has lost its power keeps its connection for minutes, and sends nothing more: it is not waited for.
+        """
+        begun = time.monotonic()
+        for _ in range(_GONE_TRIES):
+            async for attempt in retry.while_away("nsqd", *nsq.ERRORS):
+                with attempt:
+                    publishers = await api.publishers()
+            if not any(map(self._may_bring, publishers)) and time.monotonic() - begun > _STORING_SECONDS:
+                return
+            await asyncio.sleep(_ASK_SECONDS)
+        log.warning("bridge.connection_stays", lane=self._lane.name, seconds=_GONE_TRIES * _ASK_SECONDS)
+
+    def _may_bring(self, publisher: str) -> bool:
+        others = publisher.startswith(GROUP) and not publisher.startswith(self._name)
+        return others or publisher == self._publisher.client_id
+
+    # Committing
+
+    async def commit_progress(self) -> None:
+        """Commit what is done, for ever."""
+        while True:
+            await asyncio.sleep(_COMMIT_SECONDS)
+            await self.commit(
+                [each for each in self._lane.partitions if self._lane.has_changed(each, self._events.next)]
+            )
+
+    async def commit(self, partitions: list[int]) -> None:
+        """Commit once; Kafka away, or a rebalance: the next one says the same. Raises kafka.FencedError."""
+        if not partitions:
+            return
+        async with self._committing:
+            try:
+                await self._consumer.commit_now([self._lane.to_commit(each, self._events.next) for each in partitions])
+            except kafka.CommitError as error:
+                log.warning("kafka.commit_failed", lane=self._lane.name, error=str(error))
+
+    async def _commit_for_sure(self, partition: int) -> None:
+        """Return when Kafka has what is about to be sent, and this bridge is the one that sends it."""
+        async with self._committing:
+            async for attempt in retry.while_away("kafka", kafka.CommitError):
+                with attempt:
+                    asked = time.monotonic()
+                    committed = self._lane.to_commit(partition, self._events.next)
+                    await self._consumer.commit_now([committed])
+                    if time.monotonic() - asked > kafka.SESSION_SECONDS / 2:
+                        # This process stood still: another one may have its place by now.
+                        await self._check_place(committed)
+
+    async def _check_place(self, mine: kafka.Committed) -> None:
+        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
+            with attempt:
+                (there,) = await self._consumer.committed([(mine.topic, mine.partition)])
+        if there != mine:
+            raise kafka.FencedError(f"{mine.topic}[{mine.partition}] has another commit than this bridge's")
+
+    # What goes to NSQ, and what does not
+
+    async def _bodies(self, records: Iterable[kafka.Record]) -> dict[documents.Position, bytes]:
+        """Return what goes to NSQ; of the rest Kafka has a dead letter before this returns, or had one before."""
+        bodies = {}
+        for record in records:
+            if self._lane.ledger.is_done(record.position):
+                continue
+            try:
+                limit = self._config.nsqd.max_message_bytes
+                _, body = documents.write_assignment(record.value, record.position, self._lane.kind, limit)
+                bodies[record.position] = body
+            except kinds.RejectedError as error:
+                await self._bury(record.position, record.value, error.reason, error.error)
+        return bodies
+
+    async def _bury(self, position: documents.Position, raw: bytes | None, reason: str, error: str) -> None:
+        name = self._lane.name
+        log.warning("bridge.dead_letter", lane=name, position=str(position), reason=reason)
+        await self._producer.send_dead_letter(documents.DeadLetter(name, reason, error, "bridge", raw, position))
+        done = documents.Event("done", f"{self._config.host}/bridge", name, position, outcome="dead", reason=reason)
+        await self._producer.send_for_sure(kafka.EVENTS, done.write())
+        _DEAD.labels(name, reason).inc()
