@@ -170,7 +170,8 @@ class _Work:
         """Go on without the partitions ``lost``, and with those that ``joined``, each from its commit."""
         await self._stop()
         for topic, partition in lost:
-            self._lanes[topic].forget(partition)
+            if topic in self._lanes:  # an earlier configuration may have had more
+                self._lanes[topic].forget(partition)
         end = await events.end(self._config.kafka, self._secrets)
         begins = [] if self._events is None else [self._events.next]
         begins += [self._lanes[committed.topic].begin(committed, end) for committed in joined]
