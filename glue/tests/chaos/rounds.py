@@ -1,0 +1,131 @@
+"""One round: requests, faults among them, an end to all, and a judgement."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+from chaos.account import Account, Figures
+from chaos.arena import CAP
+from chaos.faults import FAULTS, Allowed, Scene
+from chaos.load import Load
+from support.sampler import Sampler
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from chaos.arena import Arena
+
+#: what a round sends.
+REQUESTS = 300
+#: seconds after the last fault in which all has to come to its end.
+PATIENCE_SECONDS = 30.0
+
+
+@dataclass
+class Round:
+    """What was played, and what came of it. ``complaints``: the promises that were broken."""
+
+    seed: int
+    faults: tuple[str, ...]
+    requests: int = REQUESTS
+    figures: Figures = field(default_factory=Figures)
+    complaints: list[str] = field(default_factory=list)
+    #: processes that ended by themselves and were started again.
+    restarts: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    #: from the end of the last fault to that of the last request.
+    settled_seconds: float = 0.0
+    #: the folder with logs, of a round that failed.
+    kept: str = ""
+
+    @property
+    def repeat(self) -> str:
+        """The command that plays it again."""
+        return f"make chaos SEED={self.seed} ROUNDS=1 FAULTS={'+'.join(self.faults)} REQUESTS={self.requests}"
+
+
+def play(arena: Arena, round_: Round, *, patience_seconds: float = PATIENCE_SECONDS) -> Round:
+    """Play ``round_`` and fill in what came of it."""
+    begun = time.monotonic()
+    arena.restarts.clear()
+    try:
+        _play(arena, round_, patience_seconds)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next round is to be played
+        is_promise = isinstance(error, AssertionError)
+        round_.complaints.append(str(error) if is_promise else traceback.format_exc(limit=-3))
+    round_.restarts = list(arena.restarts)
+    round_.seconds = time.monotonic() - begun
+    return round_
+
+
+def _play(arena: Arena, round_: Round, patience_seconds: float) -> None:
+    random = Random(round_.seed)
+    name = f"r{round_.seed}"
+    load = Load(arena, name, random)
+    account = Account(arena, name, load.acknowledged)
+    with Sampler(arena.held) as held:
+        _strike(Scene(arena, account, random), load, round_)
+        load.finish()
+        struck = time.monotonic()
+        try:
+            _settle(arena, account, patience_seconds)
+        except AssertionError as error:
+            round_.complaints.append(str(error))
+    round_.settled_seconds = time.monotonic() - struck
+    most = max((max(sample.values()) for sample in held.samples), default=0)
+    round_.figures = account.figures()
+    round_.complaints += judge(round_.figures, most - CAP, allowed(round_.faults)) + _books(arena)
+
+
+def _strike(scene: Scene, load: Load, round_: Round) -> None:
+    """Send the requests and have the faults happen meanwhile, one after the other, ended in the same order."""
+    parts = len(round_.faults) + 1
+    load.send(round_.requests - round_.requests // parts * len(round_.faults))
+    with ExitStack() as last:
+        for name in round_.faults:
+            scene.arena.pause(scene.random.uniform(0.1, 1.5))
+            fault = FAULTS[name]
+            last.enter_context(fault.strike(scene))
+            load.send(round_.requests // parts)
+        scene.arena.pause(max(scene.random.uniform(*FAULTS[name].seconds) for name in round_.faults))
+
+
+def _settle(arena: Arena, account: Account, patience_seconds: float) -> None:
+    """Wait until all has come to its end and nothing is under way."""
+
+    wait_until(
+        account.lost, patience_seconds, "an end of all requests", accept=lambda lost: not lost, while_true=arena.tend
+    )
+    wait_until(arena.held, 20, "NSQ to hold nothing", accept=lambda held: not any(held.values()), while_true=arena.tend)
+    wait_until(
+        account.rowless, 20, "the rows in PostgreSQL", accept=lambda rowless: rowless == 0, while_true=arena.tend
+    )
+
+
+def _books(arena: Arena) -> list[str]:
+    """Say what is wrong with the bridge's own books, now that all is done."""
+    lanes = arena.bridge.state()["lanes"]
+    wrong = [f"{lane}: the bridge says {figures}" for lane, figures in lanes.items() if figures.get("missing")]
+    for lane in arena.lanes.values():
+        try:
+            wait_until(partial(arena.uncommitted, lane), 10, f"all of {lane} to be committed", accept=lambda n: n == 0)
+        except AssertionError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def allowed(faults: tuple[str, ...]) -> Allowed:
+    """Return what may happen beyond once while all of ``faults`` do."""
+    return sum((FAULTS[name].allowed for name in faults), Allowed())
+
+
+def judge(figures: Figures, above_cap: int, limits: Allowed) -> list[str]:
+    """Say which promises were broken."""
+    seen = {**vars(figures), "above_cap": above_cap}
+    most = {"lost": 0, "wrongly_dead": 0, "rowless": 0, **vars(limits)}
+    return [f"{name}: {seen[name]}, at most {limit} allowed" for name, limit in most.items() if seen[name] > limit]
