@@ -421,7 +421,7 @@ class Policy(_Section):
 
     Of these: the ones without a result, and where either is given those whose result is older than
     ``result_older_than_days`` and has one of ``statuses`` and none of ``exclude_statuses`` (globs). At most ``limit``,
-    less what waits on the lane's Kafka topic, and none that was sent again within ``cool_down_hours``.
+    less what is not done on the lane, and none that was sent again within ``cool_down_hours``.
     """
 
     lane: str
