@@ -1,0 +1,129 @@
+"""``slowjobs gate``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slowjobs import documents, errors, nsq, settings
+from slowjobs.cli import common
+from slowjobs.operations import gate
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from datetime import timedelta
+    from pathlib import Path
+
+_BRIDGE = "slowjobs-bridge"
+
+
+@click.group("gate")
+def gate_group() -> None:
+    """Print one figure of the running system, for plays and scripts that wait for it. Exit 1 if it cannot be read."""
+
+
+@gate_group.command("empty")
+@click.argument("host")
+@common.json_option
+@common.site_option
+def empty_command(path: Path, host: str, *, as_json: bool) -> None:
+    """Print how many requests nsqd HOST still has: waiting, in flight and deferred, of all lanes.
+
+    It is 0 only if three readings, 2 s apart, found nothing and nothing was published meanwhile. A lane that is
+    missing there is an error.
+
+    \b
+    Examples:
+      slowjobs gate empty svc506
+      slowjobs gate empty svc506 --json | jq .lanes
+    """
+    _print(gate.empty(*_nsqd(path, host)), as_json=as_json)
+
+
+@gate_group.command("clients")
+@click.argument("host")
+@common.json_option
+@common.site_option
+def clients_command(path: Path, host: str, *, as_json: bool) -> None:
+    """Print how many connections workers have to nsqd HOST: one for each lane that each serves.
+
+    \b
+    Examples:
+      slowjobs gate clients svc507
+    """
+    _print(gate.clients(*_nsqd(path, host)), as_json=as_json)
+
+
+@gate_group.command("arriving")
+@click.argument("host")
+@click.option("--for", "period", type=common.DURATION, default="10s", show_default=True, help="How long to count.")
+@common.json_option
+@common.site_option
+def arriving_command(path: Path, host: str, period: timedelta, *, as_json: bool) -> None:
+    """Count what is published to the lanes on nsqd HOST from now on. --json names who may have, but for HTTP.
+
+    \b
+    Examples:
+      slowjobs gate arriving svc506
+      slowjobs gate arriving svc506 --for 30s --json
+    """
+    _print(gate.arriving(*_nsqd(path, host), period.total_seconds()), as_json=as_json)
+
+
+@gate_group.command("publishing")
+@common.json_option
+@common.site_option
+def publishing_command(path: Path, *, as_json: bool) -> None:
+    """Print the nsqd host that the bridge gives new requests to, as it says itself.
+
+    \b
+    Examples:
+      slowjobs gate publishing
+    """
+    _print(gate.publishing(_service(path, _BRIDGE, None)), as_json=as_json)
+
+
+@gate_group.command("config")
+@click.argument("service")
+@click.argument("host")
+@common.json_option
+@common.site_option
+def config_command(path: Path, service: str, host: str, *, as_json: bool) -> None:
+    """Print the SHA-256 of the configuration file that is in force at SERVICE on HOST.
+
+    \b
+    Examples:
+      slowjobs gate config slowjobs-bridge control1
+      slowjobs gate config slowjobs-worker@ingest worker2
+    """
+    _print(gate.config(_service(path, service, host)), as_json=as_json)
+
+
+def _nsqd(path: Path, host: str) -> tuple[settings.CliSettings, str]:
+    config, _ = common.load(path, settings.CliSettings)
+    if host not in config.nsqd.hosts:
+        common.fail(f"there is no nsqd host {host!r}; hosts: {', '.join(config.nsqd.hosts)}", common.EXIT_USAGE)
+    return config, host
+
+
+def _service(path: Path, name: str, host: str | None) -> settings.Service:
+    config, _ = common.load(path, settings.CliSettings)
+    found = [service for service in config.services if service.name == name and host in {None, service.host}]
+    if not found:
+        known = ", ".join(f"{service.name} {service.host}" for service in config.services)
+        common.fail(f"there is no {name} {host or ''}; services and hosts: {known}", common.EXIT_USAGE)
+    return found[0]
+
+
+def _print(reading: Coroutine[Any, Any, gate.Figure], *, as_json: bool) -> None:
+    try:
+        figure = asyncio.run(reading)
+    except nsq.ERRORS as error:
+        common.fail(f"cannot be read: {errors.text(error)}", common.EXIT_FAILED)
+    if as_json:
+        click.echo(json.dumps({"v": documents.VERSION, "figure": figure.value, **figure.details}))
+    else:
+        click.echo(figure.value)

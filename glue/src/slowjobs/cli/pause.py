@@ -1,0 +1,188 @@
+"""``slowjobs pause | unpause | wait-idle``: lanes stand still, and it is known when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+import rich.console
+
+from slowjobs import documents, settings
+from slowjobs.cli import common
+from slowjobs.operations import idle, pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import timedelta
+    from pathlib import Path
+
+
+def _lanes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what names lanes: LANE..., --pool, --all."""
+    for option in (
+        click.argument("lanes", metavar="[LANE]...", nargs=-1),
+        click.option("--pool", help="All lanes of this pool."),
+        click.option("--all", "everything", is_flag=True, help="All lanes."),
+    ):
+        command = option(command)
+    return command
+
+
+def _chosen(config: settings.CliSettings, lanes: tuple[str, ...], pool: str | None, *, everything: bool) -> list[str]:
+    """Return the lanes that are meant, as the options and the configuration order them."""
+    if sum(map(bool, (lanes, pool, everything))) != 1:
+        raise click.UsageError("expected one of LANE..., --pool and --all.")
+    if unknown := [lane for lane in lanes if lane not in config.lanes]:
+        common.fail(f"no lanes: {', '.join(unknown)}; lanes: {', '.join(config.lanes)}", common.EXIT_USAGE)
+    if pool and pool not in config.pools:
+        common.fail(f"there is no pool {pool!r}; pools: {', '.join(config.pools)}", common.EXIT_USAGE)
+    chosen = [name for name, lane in config.lanes.items() if everything or name in lanes or lane.pool == pool]
+    return chosen or common.fail("there are no such lanes", common.EXIT_USAGE)
+
+
+@click.command("pause")
+@_lanes_options
+@common.json_option
+@common.site_option
+def pause_command(path: Path, *, as_json: bool, **choice: Any) -> None:
+    """Have no request of the lanes begin any more, on no host; what runs goes on to its end.
+
+    Within a second of its end nothing begins. What workers had taken and not begun goes back to NSQ. The bridge goes
+    on filling the lanes up to their cap. A lane stays paused, over restarts too, until `slowjobs unpause`.
+
+    \b
+    Examples:
+      slowjobs pause ingest-daily ingest-bulk
+      slowjobs pause --pool ingest
+      slowjobs pause --all && slowjobs wait-idle
+    """
+    config, _ = common.load(path, settings.CliSettings)
+    report = asyncio.run(pause.pause(config, _chosen(config, **choice)))
+    _tell(report, "paused", as_json=as_json)
+
+
+@click.command("unpause")
+@_lanes_options
+@common.json_option
+@common.site_option
+def unpause_command(path: Path, *, as_json: bool, **choice: Any) -> None:
+    """Let requests of the lanes begin again, whoever paused them.
+
+    \b
+    Examples:
+      slowjobs unpause ingest-daily ingest-bulk
+      slowjobs unpause --all
+    """
+    config, _ = common.load(path, settings.CliSettings)
+    report = asyncio.run(pause.unpause(config, _chosen(config, **choice)))
+    _tell(report, "unpaused", as_json=as_json)
+
+
+def _tell(report: pause.Report, what: str, *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "lanes": [{"lane": each.lane, "nsqd": each.host, "changed": each.changed} for each in report.settings],
+            "workers": [
+                {"host": each.worker.host, "pool": each.worker.pool, "released": each.requests}
+                for each in report.releases
+            ],
+            "errors": report.failures,
+        }
+        click.echo(json.dumps({"v": documents.VERSION, **document}))
+    else:
+        for setting in report.settings:
+            click.echo(f"{what if setting.changed else f'was {what}':12} {setting.lane} on {setting.host}")
+        for release in report.releases:
+            gave = "is stopped" if release.requests is None else f"gave back {release.requests}"
+            click.echo(f"{gave:12} {release.worker.name} on {release.worker.host}")
+        for failure in report.failures:
+            click.echo(f"failed: {failure}", err=True)
+    sys.exit(common.EXIT_FAILED if report.failures else common.EXIT_DONE)
+
+
+@click.command("wait-idle")
+@_lanes_options
+@click.option(
+    "--timeout", type=common.DURATION, default="10m", show_default=True, help="How long to wait; then exit 3."
+)
+@common.json_option
+@common.site_option
+def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **choice: Any) -> None:
+    """Wait until nothing of the lanes runs. Without LANE, --pool or --all: of all lanes.
+
+    Idle means that nsqd has nothing in flight on any host and that every worker says it has nothing, in three readings
+    2 s apart. A worker whose port is closed is stopped, hence idle; one that does not answer is not.
+
+    \b
+    Examples:
+      slowjobs pause --all && slowjobs wait-idle --timeout 30m
+      slowjobs wait-idle --pool ingest --json
+    """
+    config, _ = common.load(path, settings.CliSettings)
+    if not any(choice.values()):
+        choice["everything"] = True
+    names, begun = _chosen(config, **choice), time.monotonic()
+    console = rich.console.Console(stderr=True)
+    # Nothing of it is shown where it is no terminal.
+    with console.status("asking nsqd and the workers") as status:
+
+        def _show(outcome: idle.Outcome) -> None:
+            left = max(0.0, timeout.total_seconds() - (time.monotonic() - begun))
+            status.update(f"{_summary(outcome)}; {left:.0f} s left")
+
+        outcome = asyncio.run(idle.wait(config, names, timeout_seconds=timeout.total_seconds(), progress=_show))
+    seconds = round(time.monotonic() - begun, 1)
+    if as_json:
+        click.echo(json.dumps({"v": documents.VERSION, "seconds": seconds, **_document(outcome)}))
+    elif outcome.idle:
+        click.echo(f"idle after {seconds:g} s")
+        if outcome.last.unpaused:
+            click.echo(f"more can begin at any moment: not paused: {', '.join(outcome.last.unpaused)}", err=True)
+    else:
+        click.echo("\n".join([f"not idle after {seconds:g} s", *_what_runs(outcome)]), err=True)
+    sys.exit(common.EXIT_DONE if outcome.idle else common.EXIT_DEADLINE)
+
+
+def _summary(outcome: idle.Outcome) -> str:
+    if outcome.last.idle:
+        return f"idle in {outcome.readings} of {idle.READINGS} readings"
+    in_flight = sum(each.requests for each in outcome.last.in_flight)
+    parts = [f"in flight {in_flight}", f"workers have {len(outcome.last.tasks)}"]
+    return ", ".join([*parts, f"{len(outcome.last.unknown)} do not say"] if outcome.last.unknown else parts)
+
+
+def _what_runs(outcome: idle.Outcome) -> Iterator[str]:
+    reading = outcome.last
+    if reading.idle:
+        yield f"  nothing runs now, in {outcome.readings} of {idle.READINGS} readings: wait longer"
+    for task in reading.tasks:
+        said = task.said
+        where = f"{task.worker.name} on {task.worker.host}"
+        yield f"  {where}: {task.stage} since {said['since']}: {said['lane']} {said['key']}, attempt {said['attempt']}"
+    for each in reading.in_flight:
+        note = ": a dead worker's, back within msg-timeout" if each.orphaned else ""
+        yield f"  nsqd {each.host}: {each.lane} (in flight {each.requests}, clients {each.clients}){note}"
+    for unknown in reading.unknown:
+        yield f"  {unknown}"
+
+
+def _document(outcome: idle.Outcome) -> dict[str, Any]:
+    reading = outcome.last
+    return {
+        "idle": outcome.idle,
+        "tasks": [
+            {"host": task.worker.host, "pool": task.worker.pool, "stage": task.stage, **task.said}
+            for task in reading.tasks
+        ],
+        "in_flight": [
+            {"nsqd": each.host, "lane": each.lane, "in_flight": each.requests, "clients": each.clients,
+             "orphaned": each.orphaned}
+            for each in reading.in_flight
+        ],
+        "unpaused": reading.unpaused,
+        "errors": reading.unknown,
+    }  # fmt: skip

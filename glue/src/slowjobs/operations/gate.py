@@ -1,0 +1,110 @@
+"""``slowjobs gate``: one figure of the running system at a time, for plays that wait until it is as it should be.
+
+Errors are those of nsq.ERRORS; what cannot be read is never a figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slowjobs import nsq
+from slowjobs.operations import lanes, state_port
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slowjobs import settings
+
+#: readings that have to find a host empty, and the seconds between two: a message on its way can be in none of them.
+READINGS = 3
+READING_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The figure, and the members of its JSON document that say where it comes from."""
+
+    value: int | str
+    details: dict[str, Any]
+
+
+class RestartedError(ConnectionError):
+    """nsqd began anew between two readings: its counters cannot be compared."""
+
+
+async def empty(config: settings.CliSettings, host: str) -> Figure:
+    """Count what ``host`` still owes of all lanes: waiting, in flight and deferred.
+
+    0 only if READINGS readings in a row found nothing, and nothing was published between them.
+    """
+    async with nsq.session() as session:
+        first = last = await lanes.read(session, config, host, config.lanes)
+        for _ in range(READINGS - 1):
+            if any(lane.outstanding for lane in last):
+                break
+            await asyncio.sleep(READING_SECONDS)
+            last = await lanes.read(session, config, host, config.lanes)
+    published = _published(first, last)
+    details = {
+        lane.name: {
+            "waiting": lane.waiting,
+            "in_flight": lane.channel.in_flight,
+            "deferred": lane.channel.deferred,
+            "published": published[lane.name],
+            "paused": lane.channel.paused,
+        }
+        for lane in last
+    }
+    figure = sum(max(lane.outstanding, published[lane.name]) for lane in last)
+    return Figure(figure, {"host": host, "lanes": details})
+
+
+async def clients(config: settings.CliSettings, host: str) -> Figure:
+    """Count the connections of workers to the channels of all lanes on ``host``."""
+    async with nsq.session() as session:
+        found = await lanes.read(session, config, host, config.lanes)
+    return _sum(host, {lane.name: lane.channel.clients for lane in found})
+
+
+async def arriving(config: settings.CliSettings, host: str, seconds: float) -> Figure:
+    """Count what is published to all lanes on ``host`` in so many seconds.
+
+    ``publishers``: the client ids of those who may have published it, but for those that do it over HTTP.
+    """
+    async with nsq.session() as session:
+        before = await lanes.read(session, config, host, config.lanes)
+        await asyncio.sleep(seconds)
+        after = await lanes.read(session, config, host, config.lanes)
+        publishers = await nsq.Api(session, config.nsqd.hosts[host].http_address).publishers()
+    figure = _sum(host, _published(before, after))
+    return Figure(figure.value, {**figure.details, "publishers": sorted(publishers)})
+
+
+async def publishing(bridge: settings.Service) -> Figure:
+    """Return the nsqd host that the bridge gives new requests to."""
+    return await _said(bridge, "publishes_to")
+
+
+async def config(service: settings.Service) -> Figure:
+    """Return the SHA-256 of the configuration file that is in force at a service."""
+    return await _said(service, "config")
+
+
+async def _said(service: settings.Service, member: str) -> Figure:
+    async with nsq.session() as session:
+        said = await state_port.read(session, service)
+    return Figure(said[member], {"service": service.name, "host": service.host})
+
+
+def _published(before: Sequence[lanes.Lane], after: Sequence[lanes.Lane]) -> dict[str, int]:
+    """Return ``lane -> messages`` that were published between two readings of a host. Raises RestartedError."""
+    pairs = list(zip(before, after, strict=True))
+    if any(earlier.start_time != later.start_time for earlier, later in pairs):
+        raise RestartedError("nsqd was restarted between two readings")
+    return {later.name: later.topic.message_count - earlier.topic.message_count for earlier, later in pairs}
+
+
+def _sum(host: str, figures: dict[str, int]) -> Figure:
+    return Figure(sum(figures.values()), {"host": host, "lanes": figures})

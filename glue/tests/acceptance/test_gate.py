@@ -1,0 +1,86 @@
+"""`slowjobs gate`: one figure for plays, which is the truth or is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support import handlers
+from support.sampler import Sampler
+from support.system import request
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from support.system import MakeSystem, System
+
+pytestmark = pytest.mark.acceptance
+
+
+def _gate(system: System, *arguments: str) -> str:
+    return system.run("gate", *arguments).stdout.rstrip("\n")
+
+
+def _document(system: System, *arguments: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(_gate(system, *arguments, "--json"))
+    return document
+
+
+def test_each_figure_follows_the_system(make_system: MakeSystem) -> None:
+    system = make_system(handler=handlers.GATED, slots=1, lanes={"one": {}, "two": {}})
+    one, two = system.lanes.values()
+    system.setup()
+    system.start(system.bridge)
+    assert _gate(system, "publishing") == "svc506"
+    digest = hashlib.sha256(system.bridge.config.read_bytes()).hexdigest()
+    assert _gate(system, "config", "slowjobs-bridge", "control1") == digest
+    assert _gate(system, "clients", "svc506") == "0"
+
+    system.send_requests(range(3), lane="one")
+    wait_until(system.outstanding, 20, "them on NSQ", accept=lambda held: held == 3)
+    system.start(system.worker)
+    wait_until(lambda: handlers.runs(system), 20, "one to run")
+    document = _document(system, "empty", "svc506")
+    assert (document["v"], document["figure"], document["host"]) == (1, 3, "svc506")
+    nothing = {"waiting": 0, "in_flight": 0, "deferred": 0, "published": 0, "paused": False}
+    assert document["lanes"] == {one: nothing | {"waiting": 2, "in_flight": 1}, two: nothing}
+    assert _document(system, "clients", "svc506")["lanes"] == {one: 1, two: 1}
+    assert _gate(system, "clients", "svc506") == "2"
+
+    assert _gate(system, "arriving", "svc506", "--for", "1s") == "0"
+    handlers.open_gate(system)
+    wait_until(system.outstanding, 20, "them done", accept=lambda held: held == 0)
+    assert _gate(system, "empty", "svc506") == "0"
+
+
+def test_a_host_that_is_published_to_is_not_empty_however_fast_its_workers_are(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.setup()
+    system.start(system.worker)
+    nsqd = system.services.nsqd
+    with Sampler(lambda: nsqd.publish(system.lane, request("by hand")), a_second=4):
+        # Almost always nothing is there when it looks.
+        assert int(_gate(system, "empty", "svc506")) > 0
+        assert 1 <= int(_gate(system, "arriving", "svc506", "--for", "1s")) <= 5
+    assert _document(system, "arriving", "svc506", "--for", "0s")["publishers"] == []
+
+
+def test_what_cannot_be_read_is_no_figure(make_system: MakeSystem) -> None:
+    system = make_system(lanes={"one": {}, "two": {}})
+    system.setup()
+    for arguments in (("publishing",), ("config", "slowjobs-bridge", "control1")):
+        assert "stopped" in system.run("gate", *arguments, expect=1).stderr
+    assert "svc506" in system.run("gate", "empty", "no-such-host", expect=2).stderr
+    assert "slowjobs-bridge" in system.run("gate", "config", "slowjobs-bridge", "worker1", expect=2).stderr
+
+    nsqd, two = system.services.nsqd, system.lanes["two"]
+    nsqd.post(f"/channel/delete?topic={two}&channel={system.pool}")
+    for figure in ("empty", "clients", "arriving"):
+        said = system.run("gate", figure, "svc506", expect=1)
+        assert said.stdout == ""
+        assert f"{two}/{system.pool}" in said.stderr
+    nsqd.stop()
+    said = system.run("gate", "empty", "svc506", "--json", expect=1)
+    assert (said.stdout, "Traceback" in said.stderr) == ("", False)
