@@ -26,8 +26,9 @@ EMPTY_MARGIN_SECONDS = 15.0
 OVERDUE_MARGIN_SECONDS = 60.0
 #: seconds after which a deferred request that was due has surely come back into the queue.
 DEFERRED_MARGIN_SECONDS = 10.0
-#: nsqd tells the second of its start: an event within that second may be from before it.
-_START_TIME_SECONDS = 1.0
+#: seconds that the clocks of nsqd's host and a worker's may differ. What is told so shortly before nsqd's start counts:
+#: evidence too much makes the lost ones wait for its end, evidence too little what nsqd holds look lost.
+CLOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class _Evidence:
 
     def counts(self, hosts: Mapping[str, Figures]) -> bool:
         """Tell whether nsqd can still hold what this is about: it has not been started anew since."""
-        return self.host in hosts and self.since >= hosts[self.host].start_time + _START_TIME_SECONDS
+        return self.host in hosts and self.since >= hosts[self.host].start_time - CLOCK_SECONDS
 
 
 class _State(enum.Enum):
@@ -197,6 +198,10 @@ class Ledger:
             partition.undone.pop(position.offset).state = _State.DONE
         elif position.offset >= partition.listed:
             self._pass(position)
+
+    def holds(self, position: documents.Position) -> bool:
+        """Tell whether a position was published and is not done."""
+        return self._find(position) is not None
 
     def is_done(self, position: documents.Position) -> bool:
         """Tell whether a position that was not published here is done: a dead letter, discarded, or of before."""
@@ -335,7 +340,7 @@ class Ledger:
         numbers = {request.publication for request in suspects}
         self._short.look(set(), now, holds=self._deficit > 0)
         self._explained.look(numbers, now, holds=0 < len(suspects) <= missing_of_waiting)
-        self._empty.look(numbers, now, holds=nothing_waits and in_flight <= running and put_back <= deferred)
+        self._empty.look(numbers, now, holds=nothing_waits and in_flight <= running)
         self._suspects = len(suspects)
         self._hold(hosts, suspects)
         if self._deficit <= 0 and not self.lost:

@@ -11,7 +11,7 @@ import prometheus_client
 import structlog
 
 from slowjobs import documents, kafka, kinds, nsq, retry
-from slowjobs.bridge import commit
+from slowjobs.bridge import backlog, commit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -66,8 +66,8 @@ class Publishing:
         self._active = config.nsqd.active
         self._name = name
         self._publisher = nsq.Publisher(config.nsqd.hosts[self._active].tcp_address, client_id=name)
-        #: nsqd's start_time and the topic's message_count, as far as we published; None while that is not known.
-        self._count: tuple[int, int] | None = None
+        #: nsqd's start_time and the topic's message_count, as far as we know; zeros while that has to be asked.
+        self._count = 0, 0
         self._committing = asyncio.Lock()
 
     async def run(self) -> None:
@@ -87,7 +87,7 @@ class Publishing:
             await self._settle()
         elif lane.ledger.lost and lane.cap.room:
             await self._publish_again()
-        elif len(lane.backlog) and lane.room > 0 and not lane.ledger.lost and not lane.ledger.holding:
+        elif lane.backlog and self._may_publish_new():
             await self._publish_new()
         else:
             return False
@@ -100,8 +100,19 @@ class Publishing:
         await self._connect()
         records = lane.backlog.head(min(lane.room, nsq.MAX_BATCH), nsq.MAX_BATCH_BYTES)
         bodies = await self._bodies(records)
-        if lane.backlog.begins_with(records[0]):
-            await self._publish(bodies, (record.position for record in records), from_backlog=len(records))
+        async with lane.publishing:
+            # A reading or Kafka may have changed all this meanwhile.
+            if self._may_publish_new() and lane.backlog.begins_with(records[0]):
+                lane.ledger.publish(list(bodies), self._active)
+                for record in records:
+                    if record.position not in bodies:
+                        lane.ledger.finish(record.position)
+                lane.backlog.remove(records[0].position.partition, len(records))
+                await self._send(bodies)
+
+    def _may_publish_new(self) -> bool:
+        ledger = self._lane.ledger
+        return self._lane.room > 0 and not ledger.lost and not ledger.holding
 
     async def _publish_again(self) -> None:
         lane = self._lane
@@ -111,87 +122,61 @@ class Publishing:
             (position for position in lost if position.partition == lost[0].partition),
             key=lambda position: position.offset,
         )[: min(lane.cap.room, nsq.MAX_BATCH)]
-        found = await self._fetch(chosen)
-        records: list[kafka.Record] = []
-        size = nsq.MAX_BATCH_BYTES
-        for position in chosen:
-            if position not in found:
-                await self._bury(position, None, "expired", "Kafka keeps this request no longer: see its retention")
-                lane.ledger.finish(position)
-                continue
-            size -= len(found[position].value)
-            if records and size < 0:
-                break
-            records.append(found[position])
-        bodies = await self._bodies(records)
-        # What was told to be done, or alive, meanwhile is not lost.
-        still = set(lane.ledger.lost)
-        positions = [record.position for record in records if record.position in still]
-        bodies = {position: body for position, body in bodies.items() if position in still}
-        if positions:
-            log.warning("bridge.published_again", lane=lane.name, positions=[str(position) for position in bodies])
-            await self._publish(bodies, positions)
-            _AGAIN.labels(lane.name).inc(len(bodies))
+        bodies = await self._bodies(await self._fetch(chosen))
+        async with lane.publishing:
+            # What was told to be done, or alive, meanwhile is not lost.
+            still = set(lane.ledger.lost)
+            bodies = {position: body for position, body in bodies.items() if position in still}
+            if bodies:
+                log.warning("bridge.published_again", lane=lane.name, positions=[str(each) for each in bodies])
+                lane.ledger.publish(list(bodies), self._active)
+                await self._send(bodies)
+                _AGAIN.labels(lane.name).inc(len(bodies))
 
-    async def _fetch(self, positions: list[documents.Position]) -> dict[documents.Position, kafka.Record]:
+    async def _fetch(self, positions: list[documents.Position]) -> list[kafka.Record]:
+        """Return the requests at ``positions``, as many as one MPUB can carry. Those that are gone are dead letters."""
+        found: dict[documents.Position, kafka.Record] = {}
         async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
             with attempt:
-                return await self._fetcher.read(positions)
-        raise AssertionError("while_away goes on until it returns")
+                found = await self._fetcher.read(positions)
+        fetched = backlog.Backlog()
+        for position in positions:
+            if position in found:
+                fetched.add(found[position])
+            else:
+                await self._bury(position, None, "expired", "Kafka has lost this request before it was done")
+        return fetched.head(len(positions), nsq.MAX_BATCH_BYTES) if fetched else []
 
-    async def _publish(
-        self,
-        bodies: Mapping[documents.Position, bytes],
-        positions: Iterable[documents.Position],
-        *,
-        from_backlog: int = 0,
-    ) -> None:
-        """Publish ``bodies``, in their order; those of ``positions`` that have none are done."""
-        lane, positions = self._lane, list(positions)
-        partition, sent = positions[0].partition, list(bodies)
-        if self._count is None:
-            return  # the connection is gone, and nsqd has to be asked first
-        async with lane.publishing:
-            lane.ledger.publish(sent, self._active)
-            for position in positions:
-                if position not in bodies:
-                    lane.ledger.finish(position)
-            if from_backlog:
-                lane.backlog.remove(partition, from_backlog)
-            if sent:
-                offsets = tuple(position.offset for position in sent)
-                lane.unsettled[partition] = commit.Batch(self._active, *self._count, offsets)
-                await self._commit_for_sure(partition)
-                await self._send(partition, sent, list(bodies.values()))
-
-    async def _send(self, partition: int, positions: list[documents.Position], bodies: list[bytes]) -> None:
-        lane = self._lane
+    async def _send(self, bodies: Mapping[documents.Position, bytes]) -> None:
+        """Commit that ``bodies``, of one partition and in their order, are about to be sent; then send them."""
+        if not bodies:
+            return
+        lane, positions = self._lane, list(bodies)
+        partition = positions[0].partition
+        start_time, count = self._count
+        offsets = tuple(position.offset for position in positions)
+        lane.unsettled[partition] = commit.Batch(self._active, start_time, count, offsets)
+        await self._commit_for_sure(partition)
         async with lane.sending:
             lane.cap.send(len(bodies))
             try:
-                await self._publisher.publish(lane.name, bodies)
+                await self._publisher.publish(lane.name, list(bodies.values()))
             except nsq.ERRORS as error:
                 log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
-                self._count = None
             else:
-                self._note_answer(partition, positions)
+                lane.ledger.settle(positions, len(positions))
+                del lane.unsettled[partition]
+                self._count = start_time, count + len(positions)
+                _PUBLISHED.labels(lane.name).inc(len(positions))
             finally:
                 lane.cap.settle(len(bodies))
-
-    def _note_answer(self, partition: int, positions: list[documents.Position]) -> None:
-        lane = self._lane
-        lane.ledger.settle(positions, len(positions))
-        del lane.unsettled[partition]
-        if self._count:
-            start_time, count = self._count
-            self._count = start_time, count + len(positions)
-        _PUBLISHED.labels(lane.name).inc(len(positions))
 
     async def _connect(self) -> None:
         async for attempt in retry.while_away(f"nsqd {self._active}", *nsq.ERRORS):
             with attempt:
-                if await self._publisher.connect() or self._count is None:
-                    self._count = None
+                if await self._publisher.connect():
+                    self._count = 0, 0
+                if not any(self._count):
                     self._count = await self._read_count(self._active)
 
     async def _read_count(self, host: str) -> tuple[int, int]:
@@ -304,4 +289,6 @@ class Publishing:
         await self._producer.send_dead_letter(documents.DeadLetter(name, reason, error, "bridge", raw, position))
         done = documents.Event("done", f"{self._config.host}/bridge", name, position, outcome="dead", reason=reason)
         await self._producer.send_for_sure(kafka.EVENTS, done.write())
+        if self._lane.ledger.holds(position):
+            self._lane.ledger.finish(position)
         _DEAD.labels(name, reason).inc()

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 READING_SECONDS = 2.0
 #: seconds after a publication in which nsqd still copies what it brought.
 _QUIET_SECONDS = 0.1
+#: seconds that the hosts get to answer: nothing is published meanwhile.
+_ANSWER_SECONDS = 1.0
 #: seconds between two looks at how old the oldest are.
 _AGES_SECONDS = 10.0
 
@@ -73,7 +75,8 @@ class Readings:
             await asyncio.sleep(_QUIET_SECONDS)
             lane.ledger.begin_reading(time.time())
             try:
-                stats = await asyncio.gather(*(api.stats() for api in self._apis.values()))
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    stats = await asyncio.gather(*(api.stats() for api in self._apis.values()))
             except nsq.ERRORS:
                 return None  # the cap's readings say so in the log
         return {host: self._figures(each) for host, each in zip(self._apis, stats, strict=True)}
