@@ -1,14 +1,17 @@
 """Kafka: producers, consumer and admin as slowjobs uses them. librdkafka's traps are handled here and nowhere else."""
 
 from slowjobs.kafka.bulk import BulkProducer, Delivered
+from slowjobs.kafka.commits import CommitError, Committed
 from slowjobs.kafka.common import (
     DEAD_LETTERS,
     EVENTS,
     MAX_BODY_BYTES,
     MAX_MESSAGE_BYTES,
     REENQUEUED_HEADER,
+    SESSION_SECONDS,
     TIMEOUT_SECONDS,
     DeliveryError,
+    FencedError,
     ProducerFailedError,
     Record,
     admin,
@@ -16,9 +19,12 @@ from slowjobs.kafka.common import (
     properties,
     reader,
 )
-from slowjobs.kafka.consumer import Consumer, FencedError
+from slowjobs.kafka.consumer import Consumer
+from slowjobs.kafka.fetcher import Fetcher
+from slowjobs.kafka.follower import Follower
 from slowjobs.kafka.offsets import Reach, lag, reach
 from slowjobs.kafka.producer import Producer
+from slowjobs.kafka.scan import scan
 
 __all__ = [
     "DEAD_LETTERS",
@@ -26,12 +32,17 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_MESSAGE_BYTES",
     "REENQUEUED_HEADER",
+    "SESSION_SECONDS",
     "TIMEOUT_SECONDS",
     "BulkProducer",
+    "CommitError",
+    "Committed",
     "Consumer",
     "Delivered",
     "DeliveryError",
     "FencedError",
+    "Fetcher",
+    "Follower",
     "Producer",
     "ProducerFailedError",
     "Reach",
@@ -42,4 +53,5 @@ __all__ = [
     "properties",
     "reach",
     "reader",
+    "scan",
 ]

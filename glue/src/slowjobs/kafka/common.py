@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import confluent_kafka
 import confluent_kafka.admin
 import structlog
 
 from slowjobs import documents, retry, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 log = structlog.get_logger()
 
@@ -26,6 +30,15 @@ MAX_MESSAGE_BYTES = 21 * 1024 * 1024
 MAX_BODY_BYTES = 20 * 1024 * 1024
 #: seconds; for one question to a broker.
 TIMEOUT_SECONDS = 10.0
+#: seconds after which Kafka gives a consumer's place in its group to another.
+SESSION_SECONDS = 45
+#: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
+FETCH_AHEAD_KIBIBYTES = 16 * 1024
+_FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
+#: bytes of messages that a batch ends with; the last of them can go far beyond.
+_BATCH_BYTES = 16 * 1024 * 1024
+#: seconds between two looks at what librdkafka has fetched.
+_LOOK_SECONDS = 0.005
 
 
 def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: object) -> dict[str, Any]:
@@ -92,6 +105,16 @@ class ProducerFailedError(Exception):
     """librdkafka has given the producer up, to keep order and uniqueness: only a new process helps."""
 
 
+class FencedError(Exception):
+    """Another instance of the same service has taken over this one's place in its consumer group."""
+
+
+def raise_if_fenced(error: confluent_kafka.KafkaError) -> None:
+    """Raise FencedError for an error that says so."""
+    if error.fatal() or error.code() in _FENCED:
+        raise FencedError(error.str())
+
+
 @dataclass(frozen=True)
 class Record:
     """A message as it was consumed.
@@ -121,22 +144,72 @@ def _created(message: confluent_kafka.Message) -> datetime:
         return datetime.now(UTC)
 
 
+def gather(
+    consume: Callable[[int], list[confluent_kafka.Message]],
+    batch: list[confluent_kafka.Message],
+    count: int,
+    *,
+    wait_seconds: float,
+    gather_seconds: float = 0,
+) -> None:
+    """Add what ``consume`` gives to ``batch``, at most ``count`` and fewer when they are large: errors are among them.
+
+    Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. It waits here, not in a call: a
+    consumer takes one call at a time, and others want their turn.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while len(batch) < count and sum(map(len, batch)) < _BATCH_BYTES:
+        # What is here already, and no more of it than librdkafka fetches ahead.
+        more = consume(count - len(batch))
+        if more and not batch:
+            deadline = time.monotonic() + gather_seconds
+        batch += more
+        if not more:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_LOOK_SECONDS)
+
+
+def records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
+    """Yield the messages among what was consumed; log errors. Raises FencedError for a fatal one."""
+    for message in batch:
+        error = message.error()
+        if error is None:
+            yield Record.of(message)
+        elif not is_end(message):
+            raise_if_fenced(error)
+            log.warning("kafka.consume", topic=message.topic(), code=error.name(), error=error.str())
+
+
 def reader(kafka: settings.Kafka, secrets: settings.Credentials, *, group: str) -> confluent_kafka.Consumer:
     """Return a consumer that only looks: it joins no group and commits nothing."""
     return confluent_kafka.Consumer(
-        properties(
-            kafka,
-            secrets,
-            **{
-                "group.id": group,
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "enable.partition.eof": True,
-                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-                "allow.auto.create.topics": False,
-            },
-        )
+        reader_properties(kafka, secrets, group=group, **{"fetch.message.max.bytes": MAX_MESSAGE_BYTES})
     )
+
+
+def reader_properties(
+    kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, **ours: object
+) -> dict[str, Any]:
+    """Return the properties of a consumer that only looks and is told where each partition ends (``is_end``)."""
+    return properties(
+        kafka,
+        secrets,
+        **{
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "allow.auto.create.topics": False,
+            **ours,
+        },
+    )
+
+
+def is_end(message: confluent_kafka.Message) -> bool:
+    """Tell whether this is no message, but says that there are no more for now; its offset is that of the next."""
+    error = message.error()
+    return error is not None and error.code() == confluent_kafka.KafkaError._PARTITION_EOF
 
 
 def admin(kafka: settings.Kafka, secrets: settings.Credentials) -> confluent_kafka.admin.AdminClient:

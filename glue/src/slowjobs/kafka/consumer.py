@@ -11,45 +11,65 @@ from typing import TYPE_CHECKING
 import confluent_kafka
 import structlog
 
-from slowjobs.kafka.common import Record, properties
+from slowjobs import retry
+from slowjobs.kafka.commits import Committed, Committer
+from slowjobs.kafka.common import (
+    FETCH_AHEAD_KIBIBYTES,
+    SESSION_SECONDS,
+    TIMEOUT_SECONDS,
+    Record,
+    gather,
+    properties,
+    raise_if_fenced,
+    records,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from slowjobs import settings
 
 log = structlog.get_logger()
 
-#: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
-_FETCH_AHEAD_KIBIBYTES = 16 * 1024
-#: bytes of messages that a batch ends with; the last of them can go far beyond.
-_BATCH_BYTES = 16 * 1024 * 1024
+#: seconds that a fetch waits for another call to end.
+_TURN_SECONDS = 0.1
 #: what a commit was answered with when there was no error.
 _TAKEN = object()
 #: seconds that a stopping service gives its last commit, and then librdkafka to close.
 _CLOSE_SECONDS = 5.0
-_FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
-
-
-class FencedError(Exception):
-    """Another instance of the same service has taken over this one's place in its consumer group."""
 
 
 class Consumer:
     """The one member of a consumer group: classic protocol, static membership, commits by hand.
 
     A second instance fences the first. A new group begins at the earliest message: nothing that waits is skipped.
-    Calls are made one after another, from one task.
+    Calls are made one after another, from one task; only ``commit_now`` and ``committed`` also from others.
+    ``begin``: what says where to begin a partition that was assigned, None for where it was committed. It is called in
+    the thread of ``fetch``, which raises what it raises.
     """
 
     def __init__(
-        self, kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, topics: Sequence[str]
+        self,
+        kafka: settings.Kafka,
+        secrets: settings.Credentials,
+        *,
+        group: str,
+        topics: Sequence[str],
+        begin: Callable[[Committed], int | None] | None = None,
     ) -> None:
         self._topics = list(topics)
+        self._begin = begin
+        #: librdkafka takes one call at a time, and a commit can hang: who holds this makes one.
+        self._turn = threading.Lock()
+        #: topics that are to be held back, and those that are.
+        self._hold_back: set[str] = set()
         self._held_back: set[str] = set()
-        #: what the last ``fetch``, in its own thread, was told of partitions that came or went.
+        #: what the last ``fetch``, in its own thread, has consumed, and was told of partitions that came or went.
+        self._fetched: list[confluent_kafka.Message] = []
         self._assigned: list[confluent_kafka.TopicPartition] = []
         self._revoked: list[confluent_kafka.TopicPartition] = []
+        #: with ``begin``: what was committed of the partitions that came.
+        self._began: dict[tuple[str, int], Committed] = {}
         self._joined = False
         #: offsets that are on their way to Kafka, those that go next, and Kafka's answer to the first.
         self._committing: dict[tuple[str, int], int] = {}
@@ -65,13 +85,13 @@ class Consumer:
                     "group.instance.id": group,
                     "group.protocol": "classic",
                     "partition.assignment.strategy": "cooperative-sticky",
-                    "session.timeout.ms": 45000,
+                    "session.timeout.ms": SESSION_SECONDS * 1000,
                     # PostgreSQL can be away for long; that this process works is systemd's watchdog to say.
                     "max.poll.interval.ms": 24 * 3600 * 1000,
                     "auto.offset.reset": "earliest",
                     "enable.auto.commit": False,
                     "on_commit": self._committed,
-                    "queued.max.messages.kbytes": _FETCH_AHEAD_KIBIBYTES,
+                    "queued.max.messages.kbytes": FETCH_AHEAD_KIBIBYTES,
                     "fetch.message.max.bytes": 4 * 1024 * 1024,
                     "fetch.wait.max.ms": 100,
                     "topic.metadata.refresh.interval.ms": 30000,
@@ -79,6 +99,7 @@ class Consumer:
                 },
             )
         )
+        self._committer = Committer(self._consumer, self._turn)
         self._subscribe()
 
     async def fetch(self, count: int, *, wait_seconds: float, gather_seconds: float = 0) -> list[Record]:
@@ -86,11 +107,26 @@ class Consumer:
 
         Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. Raises FencedError.
         """
-        fetched = await asyncio.to_thread(self._fetch, count, wait_seconds, gather_seconds)
+        self._fetched = []
+        await asyncio.to_thread(self._fetch, count, wait_seconds, gather_seconds)
         self._follow_commit()
-        self._follow_rebalance()
         # What an earlier configuration subscribed to can come first: Kafka remembers this member by its name.
-        return [record for record in _records(fetched) if record.position.topic in self._topics]
+        return [record for record in records(self._fetched) if record.position.topic in self._topics]
+
+    def _fetch(self, count: int, wait_seconds: float, gather_seconds: float) -> None:
+        gather(self._consume, self._fetched, count, wait_seconds=wait_seconds, gather_seconds=gather_seconds)
+
+    def _consume(self, count: int) -> list[confluent_kafka.Message]:
+        """Return what is here, or nothing while a commit hangs."""
+        if not self._turn.acquire(timeout=_TURN_SECONDS):
+            return []
+        try:
+            self._follow_hold_back()
+            consumed = self._consumer.consume(count, 0)
+            self._follow_rebalance()
+        finally:
+            self._turn.release()
+        return consumed
 
     def lost(self) -> set[tuple[str, int]]:
         """Return the partitions that went since the last call: what of them is not committed will come again."""
@@ -99,15 +135,48 @@ class Consumer:
         self._uncommitted = {where: offset for where, offset in self._uncommitted.items() if where not in lost}
         return lost
 
+    def joined(self) -> list[Committed]:
+        """Return the partitions that came since the last call, as they were committed; for a consumer with ``begin``.
+
+        One that went and came again is in ``lost``, too, which is asked first: all that ``fetch`` returned by then
+        comes again, from where ``begin`` said.
+        """
+        joined, self._began = self._began, {}
+        return list(joined.values())
+
+    async def committed(self, partitions: Iterable[tuple[str, int]]) -> list[Committed]:
+        """Return what the group has committed of ``partitions``. Raises confluent_kafka.KafkaException."""
+        asked = [confluent_kafka.TopicPartition(*where) for where in partitions]
+        return await asyncio.to_thread(self._ask_in_turn, asked)
+
+    def _ask_in_turn(self, partitions: list[confluent_kafka.TopicPartition]) -> list[Committed]:
+        with self._turn:
+            return self._ask_committed(partitions)
+
+    def _ask_committed(self, partitions: list[confluent_kafka.TopicPartition]) -> list[Committed]:
+        return [Committed.of(each) for each in self._consumer.committed(partitions, timeout=TIMEOUT_SECONDS)]
+
+    async def commit_now(self, commits: Iterable[Committed]) -> None:
+        """Return when Kafka has the commits, which are made in the order of the calls; not to be mixed with ``commit``.
+
+        Raises FencedError, or CommitError when Kafka perhaps has not: the same or a later one may be tried. One that
+        has begun goes on when its caller is cancelled, ``close`` waits for it a short time, and the log has its error.
+        """
+        await self._committer.commit(commits)
+
     def hold_back(self, topics: set[str]) -> None:
         """Fetch nothing of just these topics until told otherwise; the group membership goes on."""
+        self._hold_back = set(topics)
+
+    def _follow_hold_back(self) -> None:
+        wanted = self._hold_back
         for change, call in (
-            (topics - self._held_back, self._consumer.pause),
-            (self._held_back - topics, self._resume),
+            (wanted - self._held_back, self._consumer.pause),
+            (self._held_back - wanted, self._resume),
         ):
             if change:
                 call([partition for partition in self._consumer.assignment() if partition.topic in change])
-        self._held_back = set(topics)
+        self._held_back = wanted
 
     def _resume(self, partitions: list[confluent_kafka.TopicPartition]) -> None:
         self._consumer.resume(partitions)
@@ -138,6 +207,8 @@ class Consumer:
         Kafka keeps this member's place for its session timeout, so that a restart changes nothing.
         """
         await asyncio.to_thread(self._finish_commits)
+        if not await asyncio.to_thread(self._committer.close, _CLOSE_SECONDS):
+            return  # librdkafka takes no close beside a commit
         # A thread that the end of the process does not wait for.
         closing = threading.Thread(target=self._consumer.close, name="kafka-close", daemon=True)
         closing.start()
@@ -151,42 +222,51 @@ class Consumer:
             self._follow_commit()
 
     def _committed(self, error: confluent_kafka.KafkaError | None, _: Sequence[confluent_kafka.TopicPartition]) -> None:
-        self._answer = error or _TAKEN
+        if self._committing:  # or it was told to ``commit_now``
+            self._answer = error or _TAKEN
 
     def _follow_commit(self) -> None:
         answer, self._answer = self._answer, None
         if answer is None:
             return
         if isinstance(answer, confluent_kafka.KafkaError):
-            if answer.fatal() or answer.code() in _FENCED:
-                raise FencedError(answer.str())
+            raise_if_fenced(answer)
             log.warning("kafka.commit_failed", error=answer.str())
             self._uncommitted = {**self._committing, **self._uncommitted}
         self._committing = {}
 
     def _subscribe(self) -> None:
-        def _revoke(_: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
-            self._revoked.extend(partitions)
+        self._consumer.subscribe(self._topics, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
 
-        def _assign(_: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
-            self._assigned.extend(partitions)
+    def _revoke(self, _: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
+        gone = {(partition.topic, partition.partition) for partition in partitions}
+        self._revoked.extend(partitions)
+        self._began = {where: committed for where, committed in self._began.items() if where not in gone}
+        # In place: a fetch goes on adding to it.
+        self._fetched[:] = [each for each in self._fetched if (each.topic(), each.partition()) not in gone]
 
-        self._consumer.subscribe(self._topics, on_assign=_assign, on_revoke=_revoke, on_lost=_revoke)
+    def _assign(self, _: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
+        self._assigned.extend(partitions)
+        if self._begin is None:
+            return
+        ours = [partition for partition in partitions if partition.topic in self._topics]
+        for partition, committed in zip(ours, self._outlast_committed(ours), strict=True):
+            self._began[committed.topic, committed.partition] = committed
+            offset = self._begin(committed)
+            if offset is not None:
+                partition.offset = offset
+        self._consumer.incremental_assign(partitions)
 
-    def _fetch(self, count: int, wait_seconds: float, gather_seconds: float) -> list[confluent_kafka.Message]:
-        fetched = _message(self._consumer.poll(wait_seconds))
-        deadline = time.monotonic() + gather_seconds
-        size = sum(map(len, fetched))
-        while fetched and len(fetched) < count and size < _BATCH_BYTES:
-            # What is here already, and no more of it than librdkafka fetches ahead; only then is it waited for more.
-            more = self._consumer.consume(count - len(fetched), 0)
-            if not more and (left := deadline - time.monotonic()) > 0:
-                more = _message(self._consumer.poll(left))
-            if not more:
-                break
-            size += sum(map(len, more))
-            fetched += more
-        return fetched
+    def _outlast_committed(self, partitions: list[confluent_kafka.TopicPartition]) -> list[Committed]:
+        """Ask until Kafka answers: to begin a partition elsewhere than where its commit says would be wrong."""
+        away = retry.OnceAMinute()
+        while True:
+            try:
+                return self._ask_committed(partitions)
+            except confluent_kafka.KafkaException as error:
+                if away.is_due():
+                    log.warning("server.away", server="kafka", error=error.args[0].str())
+                time.sleep(retry.FIRST_WAIT_SECONDS)
 
     def _follow_rebalance(self) -> None:
         if not self._assigned:
@@ -194,26 +274,10 @@ class Consumer:
         topics = {partition.topic for partition in self._assigned}
         log.info("kafka.assigned", partitions=len(self._assigned), topics=" ".join(sorted(topics)))
         self._assigned = []
-        self._held_back -= topics  # a new partition comes without its topic's pause
+        self._held_back = self._held_back - topics  # a new partition comes without its topic's pause
         if not self._joined and topics != set(self._topics):
             # A static member that comes back gets its old partitions without a rebalance, also when it wants other
             # topics now, and librdkafka does not notice. Subscribing anew makes it ask.
             self._consumer.unsubscribe()
             self._subscribe()
         self._joined = True
-
-
-def _message(polled: confluent_kafka.Message | None) -> list[confluent_kafka.Message]:
-    return [] if polled is None else [polled]
-
-
-def _records(batch: Iterable[confluent_kafka.Message]) -> Iterator[Record]:
-    """Yield the messages among what ``consume`` returned; log errors. Raises FencedError for a fatal one."""
-    for message in batch:
-        error = message.error()
-        if error is None:
-            yield Record.of(message)
-        elif error.fatal() or error.code() in _FENCED:
-            raise FencedError(error.str())
-        else:
-            log.warning("kafka.consume", topic=message.topic(), code=error.name(), error=error.str())
