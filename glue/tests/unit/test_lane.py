@@ -132,6 +132,8 @@ def test_a_request_that_was_refused_before_the_crash_is_not_refused_again() -> N
         lane.add(_record(offset))
     assert lane.ledger.is_done(_at(1))
     assert not lane.ledger.is_done(_at(0))
+    # So that the one after the next restart knows it, too.
+    assert commit.read(lane.to_commit(0, EVENTS + 10).metadata, 0).events == EVENTS
 
 
 def test_what_is_deferred_and_told_before_the_commit_is_known_after_a_restart() -> None:

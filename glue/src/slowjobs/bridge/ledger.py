@@ -8,6 +8,7 @@ which ones are missing follows by elimination (docs/architecture.md, "The ledger
 from __future__ import annotations
 
 import enum
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class _Request:
 
 @dataclass
 class _Partition:
-    """What is not done below ``listed``, ascending, and what is done from there on.
+    """What is not done below ``listed``, ascending, and what is done from there on, with the offset of the event.
 
     ``mark``: the first offset not handed to nsqd. What lies between the two was published by an earlier bridge, and
     Kafka has to give it again, so that gaps in the offsets are seen as such.
@@ -104,7 +105,7 @@ class _Partition:
     mark: int
     listed: int
     undone: dict[int, _Request] = field(default_factory=dict)
-    ahead: set[int] = field(default_factory=set)
+    ahead: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -217,7 +218,7 @@ class Ledger:
         partition = self._partitions[position.partition]
         partition.listed = position.offset + 1
         partition.mark = max(partition.mark, partition.listed)
-        partition.ahead.discard(position.offset)
+        partition.ahead.pop(position.offset, None)
 
     def _find(self, position: documents.Position) -> _Request | None:
         partition = self._partitions.get(position.partition)
@@ -247,8 +248,9 @@ class Ledger:
 
     def events_needed(self, partition: int, end: int) -> int:
         """Return where the events have to be read from after a restart; ``end``: what was read is before it."""
-        requests = self._partitions[partition].undone.values()
-        return min((request.evidence.offset for request in requests if request.evidence), default=end)
+        known = self._partitions[partition]
+        evidence = (request.evidence.offset for request in known.undone.values() if request.evidence)
+        return min(itertools.chain(evidence, known.ahead.values()), default=end)
 
     # What the events tell
 
@@ -262,7 +264,7 @@ class Ledger:
         if event.event == "done":
             partition = self._partitions[event.position.partition]
             if event.position.offset >= partition.listed:
-                partition.ahead.add(event.position.offset)
+                partition.ahead[event.position.offset] = offset
             else:
                 self.finish(event.position)
             return
