@@ -31,12 +31,12 @@ class Progress:
     @classmethod
     def of(cls, reach: kafka.Reach) -> Progress:
         """Read what the bridge has committed. Raises documents.UnknownVersionError."""
-        said = commit.read(reach.metadata, reach.next)
+        first, said = reach.next, commit.read(reach.metadata, reach.next)
+        if said.mark > reach.end:
+            # Somebody has deleted the topic and made it anew, as the bridge will find out.
+            first, said = 0, commit.read("", 0)
         # What retention took, nobody gets any more.
-        mark, listed = max(said.mark, reach.next), max(said.listed, reach.next)
-        # A batch is committed before it is published: it is on its way, or soon will be.
-        sending = {offset: said.batch.host for offset in said.batch.offsets if offset < listed} if said.batch else {}
-        return cls(mark, reach.end, {**sending, **said.undone}, listed)
+        return cls(max(first, said.mark), reach.end, said.undone, max(first, said.listed))
 
     @property
     def unpublished(self) -> int:
