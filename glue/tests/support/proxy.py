@@ -66,12 +66,14 @@ class Proxy:
 
     def _pass_on(self, source: socket.socket, target: socket.socket, passes: Callable[[bytes], bool]) -> None:
         passing = True
-        with suppress(OSError):
+        try:
             while chunk := source.recv(65536):
                 passing = passing and passes(chunk)
                 if passing:
                     target.sendall(chunk)
             target.shutdown(socket.SHUT_WR)
+        except OSError:
+            _shut(target)  # one that was killed with something unread resets its connection
 
 
 class SwallowingProxy(Proxy):
