@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import confluent_kafka
 import pytest
 
-from slowjobs import kafka, settings
+from slowjobs import documents, kafka, retry, settings
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -154,3 +154,171 @@ def test_a_time_that_no_calendar_has_counts_as_now(services: Services, topic: st
             lambda: [each for each in client.consume(10, 0.5) if each.error() is None], 20, "the message"
         )
     assert abs(datetime.now(UTC) - kafka.Record.of(message).created) < timedelta(minutes=1)
+
+
+def _one(services: Services, count: int) -> str:
+    """Return a topic of one partition that holds ``count`` messages, each with its offset as its value."""
+    topic = f"topic-{uuid.uuid4().hex[:8]}"
+    services.kafka.create_topic(topic)
+    services.kafka.produce(topic, [b"%d" % number for number in range(count)])
+    return topic
+
+
+def _consumer(services: Services, *topics: str) -> kafka.Consumer:
+    """Return a consumer that begins where the metadata of its commit says."""
+    return kafka.Consumer(
+        _settings(services),
+        NO_SECRETS,
+        group=f"group-{topics[0]}",
+        topics=topics,
+        begin=lambda at: int(at.metadata or 0),
+    )
+
+
+async def _fetched(consumer: kafka.Consumer) -> list[kafka.Record]:
+    async with asyncio.timeout(30):
+        while not (records := await consumer.fetch(1000, wait_seconds=0.1)):
+            pass
+    return records
+
+
+def _abort(services: Services, topic: str, count: int) -> None:
+    producer = confluent_kafka.Producer({"bootstrap.servers": services.kafka.address, "transactional.id": topic})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    for _ in range(count):
+        producer.produce(topic, b"never was")
+    producer.flush()
+    producer.abort_transaction(20)
+
+
+def _delete_records(services: Services, topic: str, before: int) -> None:
+    admin = services.kafka.admin()
+    partition = confluent_kafka.TopicPartition(topic, 0, before)
+    for deleted in admin.delete_records([partition]).values():
+        deleted.result(20)
+
+
+def test_a_restart_begins_at_the_mark_and_knows_what_was_committed_beside_the_offset(services: Services) -> None:
+    topic = _one(services, 10)
+    committed = kafka.Committed(topic, 0, 3, "7")
+
+    async def _restart() -> None:
+        consumer = _consumer(services, topic)
+        assert len(await _fetched(consumer)) == 10
+        assert consumer.joined() == [kafka.Committed(topic, 0, None, "")]
+        assert consumer.joined() == []
+        await consumer.commit_now([committed])
+        await consumer.close()
+        consumer = _consumer(services, topic)
+        assert [record.position.offset for record in await _fetched(consumer)] == [7, 8, 9]
+        assert consumer.joined() == [committed]
+        assert await consumer.committed([(topic, 0)]) == [committed]
+        await consumer.close()
+
+    asyncio.run(_restart())
+    with contextlib.closing(kafka.reader(_settings(services), NO_SECRETS, group=f"group-{topic}")) as client:
+        assert kafka.reach(client, [topic]) == {topic: [kafka.Reach(3, 10, "7")]}
+
+
+def test_a_commit_waits_neither_for_a_fetch_nor_keeps_one_waiting_and_is_made_when_kafka_is_back(
+    services: Services,
+) -> None:
+    topic = _one(services, 1)
+
+    async def _commit() -> None:
+        consumer = _consumer(services, topic)
+        await _fetched(consumer)
+        fetching = asyncio.create_task(consumer.fetch(1, wait_seconds=20))
+        for number in range(50):
+            await consumer.commit_now([kafka.Committed(topic, 0, 1, str(number))])
+        assert not fetching.done()
+        services.kafka.stop()
+        committing = asyncio.create_task(consumer.commit_now([kafka.Committed(topic, 0, 1, "last")]))
+        await fetching
+        async with asyncio.timeout(10):
+            await consumer.fetch(1, wait_seconds=0.1)
+            consumer.hold_back({topic})
+        assert not committing.done()
+        services.kafka.start()
+        async with asyncio.timeout(30):
+            with contextlib.suppress(kafka.CommitError):
+                await committing
+            while (await consumer.committed([(topic, 0)]))[0].metadata != "last":
+                with contextlib.suppress(kafka.CommitError):
+                    await consumer.commit_now([kafka.Committed(topic, 0, 1, "last")])
+        await consumer.close()
+
+    asyncio.run(_commit())
+
+
+def test_a_second_instance_fences_the_commits_of_the_first(services: Services) -> None:
+    topic = _one(services, 1)
+
+    async def _commit_on_and_on(consumer: kafka.Consumer) -> None:
+        while True:
+            with contextlib.suppress(kafka.CommitError):
+                await consumer.commit_now([kafka.Committed(topic, 0, 1, "0")])
+
+    async def _fence() -> None:
+        first, second = _consumer(services, topic), _consumer(services, topic)
+        await _fetched(first)
+        joining = asyncio.create_task(_fetched(second))
+        with pytest.raises(kafka.FencedError):
+            await asyncio.wait_for(_commit_on_and_on(first), 30)
+        await joining
+        await second.commit_now([kafka.Committed(topic, 0, 1, "0")])
+        await asyncio.gather(first.close(), second.close())
+
+    asyncio.run(_fence())
+
+
+def test_single_messages_are_read_wherever_they_are_and_what_is_gone_is_absent(services: Services, topic: str) -> None:
+    one = _one(services, 5000)
+    _abort(services, one, 300)
+    services.kafka.produce(one, [b"after"])
+    services.kafka.produce(topic, [b"x" * 900_000] * 40)
+    _delete_records(services, one, 100)
+
+    async def _read() -> dict[documents.Position, kafka.Record]:
+        fetcher = kafka.Fetcher(_settings(services), NO_SECRETS)
+        missing = [documents.Position("no-such-topic", 0, 0), documents.Position(one, 7, 0)]
+        wanted = [documents.Position(one, 0, offset) for offset in (4999, 5, 99, 100, 101, 3000, 5100, 5301, 9999)]
+        wanted += [documents.Position(topic, partition, offset) for partition in range(2) for offset in range(30)]
+        async with asyncio.timeout(30):
+            assert await fetcher.read(missing) == {}
+            both = await asyncio.gather(fetcher.read(wanted + missing), fetcher.read(wanted[:1]))
+        services.kafka.stop()
+        with pytest.raises(confluent_kafka.KafkaException):
+            await fetcher.read(wanted)
+        services.kafka.start()
+        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
+            with attempt:
+                again = await fetcher.read(wanted)
+        assert again.keys() == both[0].keys()
+        assert both[1].keys() == set(wanted[:1])
+        fetcher.close()
+        return again
+
+    found = asyncio.run(_read())
+    of_one = {position.offset: record.value for position, record in found.items() if position.topic == one}
+    assert of_one == {4999: b"4999", 100: b"100", 101: b"101", 3000: b"3000", 5301: b"after"}
+    assert sum(position.topic == topic for position in found) >= 30
+
+
+def test_a_follower_begins_at_the_oldest_message_and_knows_when_it_has_all(services: Services) -> None:
+    topic = _one(services, 100)
+    _delete_records(services, topic, 40)
+    _abort(services, topic, 10)
+
+    async def _follow() -> list[int]:
+        follower = kafka.Follower(_settings(services), NO_SECRETS, topic, 5)
+        offsets: list[int] = []
+        async with asyncio.timeout(30):
+            end = await follower.end()
+            while follower.next < end:
+                offsets += [record.position.offset for record in await follower.fetch(7, wait_seconds=0.5)]
+        follower.close()
+        return offsets
+
+    assert asyncio.run(_follow()) == list(range(40, 100))

@@ -70,10 +70,11 @@ class Fetcher:
                 if where not in left:
                     continue
                 offsets = left[where]
-                if offset == offsets[0] and not is_end(message):
+                while offsets and (offsets[0] < offset or is_end(message)):
+                    offsets.popleft()  # nothing is there any more
+                if offsets and offsets[0] == offset:
                     record = Record.of(message)
                     found[record.position] = record
-                while offsets and (offsets[0] <= offset or is_end(message)):
                     offsets.popleft()
                 if not offsets:
                     del left[where]
