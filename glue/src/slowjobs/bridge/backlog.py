@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from slowjobs import kafka
 
-#: requests and bytes of a lane that wait here for room; Kafka keeps the rest.
-_REQUESTS = 500
+#: requests and bytes of a lane that wait here for room; Kafka keeps the rest. Holding back throws away what has come
+#: from Kafka already, so it is done for many at a time.
+_REQUESTS = 5000
 _BYTES = 8 * 1024 * 1024
 
 

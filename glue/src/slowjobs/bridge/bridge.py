@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 GROUP = publishing.GROUP
 #: requests that one look at Kafka brings at most.
-_FETCHED_REQUESTS = 500
+_FETCHED_REQUESTS = 1000
 #: seconds between two readings of nsqd's figures: while requests wait for room, and while none does.
 _READING_SECONDS = 0.1
 _IDLE_READING_SECONDS = 1.0

@@ -98,7 +98,7 @@ class Publishing:
     async def _publish_new(self) -> None:
         lane = self._lane
         await self._connect()
-        records = lane.backlog.head(min(lane.room, nsq.MAX_BATCH), nsq.MAX_BATCH_BYTES)
+        records = lane.backlog.head(min(lane.room, self._publisher.batch), nsq.MAX_BATCH_BYTES)
         bodies = await self._bodies(records)
         async with lane.publishing:
             # A reading or Kafka may have changed all this meanwhile.
@@ -121,7 +121,7 @@ class Publishing:
         chosen = sorted(
             (position for position in lost if position.partition == lost[0].partition),
             key=lambda position: position.offset,
-        )[: min(lane.cap.room, nsq.MAX_BATCH)]
+        )[: min(lane.cap.room, self._publisher.batch)]
         bodies = await self._bodies(await self._fetch(chosen))
         async with lane.publishing:
             # What was told to be done, or alive, meanwhile is not lost.
@@ -189,6 +189,8 @@ class Publishing:
     async def _settle(self) -> None:
         """Find out what became of each batch whose answer is missing; nothing is sent on this lane before."""
         lane = self._lane
+        hosts = {batch.host for batch in lane.unsettled.values()} & set(self._apis)
+        await asyncio.gather(*(self._outlast(self._apis[host]) for host in hosts))
         for partition, batch in list(lane.unsettled.items()):
             stored = await self._stored(batch)
             positions = [documents.Position(lane.topic, partition, offset) for offset in batch.offsets]
@@ -200,7 +202,6 @@ class Publishing:
         """Return how many of the first requests of a batch nsqd may have; all when there is no telling."""
         if batch.host not in self._apis:
             return len(batch.offsets)
-        await self._outlast(self._apis[batch.host])
         async for attempt in retry.while_away(f"nsqd {batch.host}", *nsq.ERRORS):
             with attempt:
                 start_time, count = await self._read_count(batch.host)
