@@ -58,21 +58,20 @@ def test_a_request_is_found_on_all_its_way_and_with_half_the_system_down(make_sy
     assert (match["kind"], match["key"], match["lane"]) == (system.kind, '["a file"]', system.lane)
     assert match["request"]["request"] == {"file_id": "a file"}
     assert match["position"]["topic"] == system.kafka_topic
-    assert (match["result"], match["in_backlog"], match["dead_letters"]) == (None, True, [])
+    assert (match["result"], match["in_backlog"], match["done"]) == (None, True, False)
+    assert (match["events"], match["dead_letters"]) == ([], [])
     assert [match["key"] for key in ("5", "[5]") for match in _find(system, key)] == ["[5]", "[5]"]
 
     system.start(system.bridge, system.worker)
     system.wait_for_results(["a file"], 30)
-    wait_until(
-        lambda: _find(system, "a file"), 20, "the bridge's commit", accept=lambda found: not found[0]["in_backlog"]
-    )
+    wait_until(lambda: _find(system, "a file"), 20, "the bridge's commit", accept=lambda found: found[0]["done"])
     letter = documents.DeadLetter(system.lane, "rejected", "why", "worker", b"{}", key='["a file"]')
     system.services.kafka.produce(DEAD_LETTERS, [letter.write(1000)])
     [match] = _find(system, '["a file"]')
     assert match["result"] | {"status": "success", "hit": True} == match["result"]
     assert [letter["reason"] for letter in match["dead_letters"]] == ["rejected"]
     shown = system.run("find", "a file").stdout
-    for text in ("success (a hit)", "handed to NSQ", "dead letter", system.lane):
+    for text in ("success (a hit)", f"lane {system.lane}: done", "dead letter", "started", "worker1/"):
         assert text in shown
 
     system.services.postgresql.stop()
@@ -80,6 +79,38 @@ def test_a_request_is_found_on_all_its_way_and_with_half_the_system_down(make_sy
     [match] = said["matches"]
     assert (match["request"], match["dead_letters"][0]["reason"]) == (None, "rejected")
     assert "PostgreSQL" in said["errors"][0]
+
+
+def test_find_tells_what_workers_did_with_a_request_and_until_when_it_waits(make_system: MakeSystem) -> None:
+    handler = ("/bin/sh", "-c", 'case "$(cat)" in *again*) exit 75;; *) exit 65;; esac')
+    system = make_system(handler=handler, pool={"retry": {"base_seconds": 800, "cap_seconds": 800}})
+    system.setup()
+    system.start(system.persisters["requests"], system.bridge, system.worker)
+    system.send_requests(["again", "fails", "fails, too"])
+    system.wait_for_dead_letters(2, 30)
+    wait_until(lambda: system.channel()["deferred_count"], 20, "it to be deferred", accept=lambda count: count == 1)
+    wait_until(lambda: len(system.request_rows()), 20, "the rows", accept=lambda count: count == 3)
+
+    [match] = wait_until(
+        lambda: _find(system, "again"), 20, "its commit", accept=lambda found: not found[0]["in_backlog"]
+    )
+    assert match["done"] is False
+    started, requeued = match["events"]
+    assert [event["event"] for event in match["events"]] == ["started", "requeued"]
+    assert started["worker"].startswith(f"worker1/{system.pool}/")
+    assert (started["attempt"], started["nsqd"], started["until"]) == (1, "svc506", None)
+    assert documents.seconds(requeued["until"]) > documents.seconds(requeued["at"]) >= documents.seconds(started["at"])
+    shown = system.run("find", "again").stdout
+    assert f"lane {system.lane}: handed to NSQ, not done" in shown
+    assert f"  requeued     {requeued['at']}, {requeued['worker']}, attempt 1, from svc506, waits until" in shown
+
+    [match] = _find(system, "fails")
+    assert [event["outcome"] for event in match["events"]] == [None, "dead"]
+    # It was sent again since: what became of the older one is known by its dead letter.
+    system.send_requests(["fails"])
+    system.wait_for_dead_letters(3, 30)
+    [match] = wait_until(lambda: _find(system, "fails"), 20, "both", accept=lambda found: len(found[0]["events"]) == 4)
+    assert [event["event"] for event in match["events"]] == ["started", "done"] * 2
 
 
 def test_an_ingest_request_is_found_by_either_key_and_by_its_address_or_its_source(make_system: MakeSystem) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
@@ -10,8 +9,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import confluent_kafka
 
 from slowjobs import documents, kafka, kinds
 
@@ -181,30 +178,10 @@ class Replay:
             take(id_)
 
 
-def _records(
-    config: settings.CliSettings, secrets: settings.Credentials, *, first: int | None = None
-) -> Iterator[kafka.Record]:
-    """Yield what the topic holds now, from offset ``first`` or the oldest. Raises confluent_kafka.KafkaException."""
-    with contextlib.closing(kafka.reader(config.kafka, secrets, group="slowjobs-dead")) as client:
-        partition = confluent_kafka.TopicPartition(kafka.DEAD_LETTERS, 0)
-        low, high = client.get_watermark_offsets(partition, timeout=kafka.TIMEOUT_SECONDS)
-        partition.offset = max(low, first or 0)
-        if partition.offset >= high:
-            return
-        client.assign([partition])
-        while (message := client.poll(kafka.TIMEOUT_SECONDS)) is not None:
-            error = message.error()
-            if error is not None and error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                return
-            if error is not None:
-                raise confluent_kafka.KafkaException(error)
-            record = kafka.Record.of(message)
-            yield record
-            if record.position.offset >= high - 1:
-                return
-        raise confluent_kafka.KafkaException(
-            confluent_kafka.KafkaError(confluent_kafka.KafkaError._TIMED_OUT, "no dead letter came in time")
-        )
+def _records(config: settings.CliSettings, secrets: settings.Credentials, *, first: int = 0) -> Iterator[kafka.Record]:
+    """Yield what the topic holds now, from offset ``first`` on. Raises confluent_kafka.KafkaException."""
+    for message in kafka.scan(config.kafka, secrets, kafka.DEAD_LETTERS, first=first):
+        yield kafka.Record.of(message)
 
 
 def _members(record: kafka.Record) -> dict[str, Any]:

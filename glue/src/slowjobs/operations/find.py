@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from slowjobs import errors, kafka, kinds, postgres
-from slowjobs.bridge import bridge
-from slowjobs.operations import dead
+from slowjobs import documents, errors, kafka, kinds, postgres
+from slowjobs.operations import dead, progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from slowjobs import settings
 
+#: what an event is about, as it is written: of a million events few are worth more than this look.
+_POSITION = re.compile(rb'"position": (\["[^"]*", \d+, \d+\])')
 #: as JSON writes one.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,4000}")
 
@@ -80,12 +82,22 @@ class Match:
     position: Document | None = None
     dead_letters: list[Document] = field(default_factory=list)
     lane: str | None = None
-    #: not handed to NSQ yet; None where that is not known.
+    #: not handed to NSQ yet; come to its end. None where that is not known.
     in_backlog: bool | None = None
+    done: bool | None = None
+    #: what its workers told of it, in order, as far as Kafka keeps that.
+    events: list[Document] = field(default_factory=list)
 
     def as_json(self) -> Document:
         """Return its members."""
         return dict(vars(self))
+
+    def positions(self) -> set[bytes]:
+        """Return each that is known, as events write them: the newest, and those of its dead letters."""
+        positions = [letter["position"] for letter in self.dead_letters if letter.get("position")]
+        if self.position is not None:
+            positions.append([self.position[name] for name in ("topic", "partition", "offset")])
+        return {json.dumps(position, ensure_ascii=False).encode() for position in positions}
 
 
 def find(config: settings.CliSettings, secrets: settings.Credentials, wanted: Wanted) -> tuple[list[Match], list[str]]:
@@ -97,7 +109,10 @@ def find(config: settings.CliSettings, secrets: settings.Credentials, wanted: Wa
     with _failures(failures, "Kafka"):
         for letter in dead.read(config, secrets):
             _file(config, matches, wanted, letter)
+    with _failures(failures, "Kafka"):
         _locate(config, secrets, matches)
+    with _failures(failures, "Kafka"):
+        _follow(config, secrets, matches)
     return matches, failures
 
 
@@ -105,7 +120,7 @@ def find(config: settings.CliSettings, secrets: settings.Credentials, wanted: Wa
 def _failures(failures: list[str], server: str) -> Iterator[None]:
     try:
         yield
-    except errors.SERVER_ERRORS as error:
+    except (*errors.SERVER_ERRORS, documents.UnknownVersionError) as error:
         failures.append(f"{server}: {errors.text(error)}")
 
 
@@ -161,13 +176,31 @@ def _locate(config: settings.CliSettings, secrets: settings.Credentials, matches
     topics = {match.position["topic"] for match in matches if match.position is not None}
     if not topics:
         return
-    with contextlib.closing(kafka.reader(config.kafka, secrets, group=bridge.GROUP)) as client:
-        reaches = kafka.reach(client, topics)
+    reaches = progress.reach(config, secrets, topics)
     for match in matches:
         if match.position is not None and (reach := reaches[match.position["topic"]]) is not None:
             partition, offset = match.position["partition"], match.position["offset"]
-            # A partition that is no more was of a topic that is no more.
-            match.in_backlog = partition < len(reach) and reach[partition].next <= offset < reach[partition].end
+            match.in_backlog = False
+            # What is beyond the end, or in a partition that is no more, was of a topic that is no more.
+            if partition < len(reach) and offset < reach[partition].end:
+                reached = progress.Progress.of(reach[partition])
+                match.in_backlog, match.done = offset >= reached.mark, reached.is_done(offset)
+
+
+def _follow(config: settings.CliSettings, secrets: settings.Credentials, matches: list[Match]) -> None:
+    """Give each request the events of its positions: no event says its key."""
+    about: defaultdict[bytes, list[Match]] = defaultdict(list)
+    for match in matches:
+        for position in match.positions():
+            about[position].append(match)
+    if not about:
+        return
+    for message in kafka.scan(config.kafka, secrets, kafka.EVENTS):
+        raw = message.value() or b""
+        told = _POSITION.search(raw)
+        for match in about.get(told[1], ()) if told else ():
+            with contextlib.suppress(kinds.RejectedError):  # nobody of ours wrote it
+                match.events.append(documents.read_event(raw).as_json())
 
 
 def _is_member(value: object) -> bool:
