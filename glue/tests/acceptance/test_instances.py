@@ -74,7 +74,7 @@ def test_a_lane_that_is_added_is_served_after_a_restart(make_system: MakeSystem)
     system.send_requests(range(5))
     wait_until(lambda: len(system.results()), 30, "the first lane's results", accept=lambda count: count == 5)
     assert system.bridge.stop() == 0
-    for section in ("kinds", "lanes"):
+    for section in ("kinds", "lanes", "pools"):
         system.documents["bridge"][section] |= added.documents["bridge"][section]
     system.write()
     system.start(system.bridge)
