@@ -7,6 +7,7 @@ which ones are missing follows by elimination (docs/architecture.md, "The ledger
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import itertools
 import math
@@ -25,7 +26,7 @@ READINGS = 3
 EMPTY_MARGIN_SECONDS = 15.0
 #: seconds beyond msg-timeout since a later one was started; then one that waits still is overdue.
 OVERDUE_MARGIN_SECONDS = 60.0
-#: seconds after which a deferred request that was due has surely come back into the queue.
+#: seconds after which what was deferred and due, or in flight and timed out, has surely come back into the queue.
 DEFERRED_MARGIN_SECONDS = 10.0
 #: seconds that the clocks of nsqd's host and a worker's may differ. What is told so shortly before nsqd's start counts:
 #: evidence too much makes the lost ones wait for its end, evidence too little what nsqd holds look lost.
@@ -86,12 +87,12 @@ class _Request:
     turn: int = 0
     state: _State = _State.PUBLISHED
     evidence: _Evidence | None = None
-    #: the evidence is over with the next reading: within one, all has to stand still.
-    over: bool = False
+    #: the run is over without an answer; until its msg-timeout nsqd holds the request in flight all the same.
+    ended: bool = False
 
     def runs(self) -> bool:
         """Tell whether a worker may run it, be it that nsqd has forgotten it."""
-        return self.evidence is not None and self.evidence.what == "running"
+        return self.evidence is not None and self.evidence.what == "running" and not self.ended
 
 
 @dataclass
@@ -181,7 +182,7 @@ class Ledger:
                 self._add(request)
             request.host, request.state = host, _State.SENT
             request.publication = request.turn = self._publications
-            request.evidence, request.over = None, False
+            request.evidence, request.ended = None, False
 
     def settle(self, positions: Sequence[documents.Position], stored: int) -> None:
         """Note nsqd's answer, or what it is known to be: it may have the first ``stored``, and has surely no more."""
@@ -257,7 +258,7 @@ class Ledger:
     def apply(self, event: documents.Event, offset: int) -> None:
         """Take in an event, in the order in which they were written. The latest of a position wins; done is final."""
         if event.event == "up":
-            self._end_runs_of(event.worker)
+            self._end_runs_of(event)
             return
         if event.position is None or event.position.partition not in self._partitions:
             return
@@ -278,7 +279,7 @@ class Ledger:
             until = documents.seconds(event.until or event.at) + DEFERRED_MARGIN_SECONDS
             self._prove(request, _Evidence("deferred", event.nsqd or "", event.worker, since, until, offset))
         elif event.event == "abandoned" and not self._is_others(request, event):
-            request.over = True
+            self._end(request, event)
 
     def _start(self, request: _Request, event: documents.Event, offset: int) -> None:
         since = documents.seconds(event.at)
@@ -288,20 +289,28 @@ class Ledger:
         self._prove(request, _Evidence("running", host, event.worker, since, until, offset))
 
     def _prove(self, request: _Request, evidence: _Evidence) -> None:
-        request.evidence, request.over = evidence, False
+        request.evidence, request.ended = evidence, False
         if request.state is _State.LOST:
             request.state = _State.PUBLISHED  # it is not
 
     def _is_others(self, request: _Request, event: documents.Event) -> bool:
         """Tell whether a worker speaks late, of a request that another one has begun since."""
-        return request.runs() and request.evidence is not None and request.evidence.worker != event.worker
+        evidence = request.evidence
+        return evidence is not None and evidence.what == "running" and evidence.worker != event.worker
 
-    def _end_runs_of(self, worker: str) -> None:
-        """End what earlier processes ran in the place of ``worker``: host and pool are the first parts of its name."""
-        place = worker.rpartition("/")[0]
+    def _end_runs_of(self, event: documents.Event) -> None:
+        """End what earlier processes ran in the place of a worker: host and pool are the first parts of its name."""
+        place = event.worker.rpartition("/")[0]
         for request in self._requests():
             if request.runs() and request.evidence and request.evidence.worker.rpartition("/")[0] == place:
-                request.over = True
+                self._end(request, event)
+
+    def _end(self, request: _Request, event: documents.Event) -> None:
+        """End a run that gave no answer: nsqd counts it as in flight until msg-timeout, and so must the evidence."""
+        if request.evidence:
+            noticed = documents.seconds(event.at) + self._msg_timeout_seconds + DEFERRED_MARGIN_SECONDS
+            until = min(request.evidence.until, noticed)
+            request.evidence, request.ended = dataclasses.replace(request.evidence, until=until), True
 
     # The rule
 
@@ -313,8 +322,8 @@ class Ledger:
         self._before = self._publications
         self._starts.settle(now - self._msg_timeout_seconds - OVERDUE_MARGIN_SECONDS)
         for request in self._requests():
-            if request.evidence and (request.over or request.evidence.until < now):
-                request.evidence, request.over = None, False
+            if request.evidence and request.evidence.until < now:
+                request.evidence, request.ended = None, False
                 request.turn = self._publications  # it is at the end of the queue again
 
     def end_reading(self, hosts: Mapping[str, Figures], now: float) -> None:
