@@ -36,8 +36,12 @@ HEARTBEAT_SECONDS = 10.0
 _LONGEST_ROUND_TRIP_SECONDS = 0.1
 #: seconds that an event loop which was held up gets to read what has come.
 _READ_FIRST_SECONDS = 0.5
-#: messages of one MPUB; with sync-every=1 each costs nsqd an fsync, and 100 of them 0.3 s.
-MAX_BATCH = 100
+#: messages of the first MPUB of a connection; with sync-every=1 each costs nsqd an fsync, and 100 of them 0.3 s.
+FIRST_BATCH = 100
+#: messages of one MPUB where nsqd is quick.
+MAX_BATCH = 1000
+#: seconds; of no more than nsqd stored in this time the last time is the next MPUB, unless it is a small one.
+_BATCH_SECONDS = 0.1
 #: bytes of the requests in one MPUB; nsqd's --max-body-size is 5 MiB, and our members come on top.
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 #: a frame begins with its type; none of ours comes near the largest: nsqd's --max-msg-size is 1 MiB.
@@ -190,6 +194,8 @@ class Publisher:
         self._stream: _Stream | None = None
         #: of the last connection: ``Api.publishers`` tells of it until nsqd has stored all that it brought.
         self.client_id = ""
+        #: messages that the next MPUB should have at most.
+        self.batch = FIRST_BATCH
 
     async def connect(self) -> bool:
         """Connect, unless it is done; return whether this is a new connection. An error means: nothing was sent."""
@@ -199,12 +205,14 @@ class Publisher:
         self.client_id = f"{self._name}/{secrets.token_hex(4)}"
         identity = {"client_id": self.client_id, "user_agent": "slowjobs", "heartbeat_interval": -1}
         self._stream, _ = await _Stream.open(self._address, identity)
+        self.batch = FIRST_BATCH
         return True
 
     async def publish(self, topic: str, bodies: Sequence[bytes]) -> None:
         """Publish at most MAX_BATCH messages. Any error means: unknown, and the connection is closed."""
         if self._stream is None:
             raise ConnectionError("not connected")
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                 self._stream.send(protocol.mpub(topic, list(bodies)))
@@ -213,6 +221,8 @@ class Publisher:
         except BaseException:
             self.close()
             raise
+        stored = len(bodies) * _BATCH_SECONDS / (time.monotonic() - begun)
+        self.batch = max(FIRST_BATCH, min(MAX_BATCH, int(stored)))
 
     def close(self) -> None:
         """Close the connection; ``connect`` opens a new one."""

@@ -45,12 +45,12 @@ def test_a_full_lane_does_not_hold_back_another(make_system: MakeSystem) -> None
     system = make_system(lane={"max_outstanding": 10}, handler=("/bin/sh", "-c", "sleep 600"))
     other = make_system()
     bridge = system.documents["bridge"]
-    for section in ("kinds", "lanes"):
+    for section in ("kinds", "lanes", "pools"):
         bridge[section] |= other.documents["bridge"][section]
     system.write()
     for each in (system, other):
         each.setup()
-    system.send_requests(range(2000))
+    system.send_requests(range(6000))
     system.start(system.bridge, system.worker)
     wait_until(system.outstanding, 30, "the first lane to be full", accept=lambda held: held == 10)
     other.start(other.worker, *other.persisters.values())

@@ -57,14 +57,14 @@ async def _within(seconds: float, what: Coroutine[object, object, nsq.Message | 
 
 
 def test_a_published_batch_arrives_byte_for_byte(nsqd: Nsqd, topic: str) -> None:
-    bodies = [b'{"n": %d, "newline": "\n"}' % number for number in range(nsq.MAX_BATCH)]
+    bodies = [b'{"n": %d, "newline": "\n"}' % number for number in range(nsq.FIRST_BATCH)]
 
     async def _round_trip() -> None:
         publisher = nsq.Publisher(_address(nsqd.tcp_address), client_id="tests")
         await publisher.connect()
         await publisher.publish(topic, bodies)
         publisher.close()
-        subscription = await _subscribe(nsqd, topic, ready=nsq.MAX_BATCH)
+        subscription = await _subscribe(nsqd, topic, ready=nsq.FIRST_BATCH)
         received = []
         for _ in bodies:
             message = await _within(10, subscription.receive())

@@ -14,7 +14,7 @@ def test_a_batch_is_never_larger_than_nsqd_takes_and_never_empty() -> None:
         waiting.add(_record(offset, size=size))
     taken = []
     while waiting:
-        taken.append(len(waiting.head(nsq.MAX_BATCH, nsq.MAX_BATCH_BYTES)))
+        taken.append(len(waiting.head(nsq.FIRST_BATCH, nsq.MAX_BATCH_BYTES)))
         waiting.remove(0, taken[-1])
     assert taken == [1, 4, 100, 52]
 
@@ -27,7 +27,7 @@ def test_a_batch_is_of_one_partition_and_the_partitions_take_turns() -> None:
         waiting.add(_record(offset, partition=1))
     taken = []
     while waiting:
-        batch = waiting.head(nsq.MAX_BATCH, nsq.MAX_BATCH_BYTES)
+        batch = waiting.head(nsq.FIRST_BATCH, nsq.MAX_BATCH_BYTES)
         (partition,) = {record.position.partition for record in batch}
         taken.append((partition, len(batch)))
         waiting.remove(partition, len(batch))
@@ -36,10 +36,10 @@ def test_a_batch_is_of_one_partition_and_the_partitions_take_turns() -> None:
 
 def test_kafka_is_asked_for_more_only_when_little_is_left() -> None:
     waiting = backlog.Backlog()
-    for offset in range(500):
+    for offset in range(5000):
         waiting.add(_record(offset))
     assert waiting.held_back
-    waiting.remove(0, 300)
+    waiting.remove(0, 3000)
     assert waiting.held_back
-    waiting.remove(0, 100)
+    waiting.remove(0, 1000)
     assert not waiting.held_back
