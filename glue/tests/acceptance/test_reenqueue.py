@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from slowjobs import kafka, settings
+from slowjobs.bridge import bridge
 from support import handlers
 from support.system import INGEST, SLOWJOBS, ingest_request
 from support.waiting import wait_until
@@ -25,6 +28,8 @@ pytestmark = pytest.mark.acceptance
 
 #: Ends every request as a dead letter: it was worked on and has no result.
 REJECTING = ("/bin/sh", "-c", "exit 65")
+#: Does with a request what its file_id says.
+SORTING = ("/bin/sh", "-c", 'case "$(cat)" in *runs*) exec sleep 60;; *deferred*) exit 75;; *) exit 65;; esac')
 
 
 def _insert_requests(system: System, count: int, *, checked_days_ago: int | None = None) -> None:
@@ -125,35 +130,38 @@ def test_what_a_killed_run_has_sent_is_not_sent_again(make_system: MakeSystem) -
     assert len(system.sent()) == 1200
 
 
-def test_requests_that_are_on_their_way_are_left_out_and_the_output_says_where(make_system: MakeSystem) -> None:
-    system = make_system(handler=REJECTING, lanes={"main": {"max_outstanding": 5}, "other": {}})
+def test_what_is_on_its_way_is_left_out_and_keeps_nothing_else_from_being_sent(make_system: MakeSystem) -> None:
+    retry = {"base_seconds": 800, "cap_seconds": 800}
+    pool = {"retry": retry, "max_attempts": 1000}
+    system = make_system(handler=SORTING, pool=pool, lanes={"main": {}, "other": {}})
     system.setup()
-    system.start(system.bridge, *system.persisters.values(), system.worker)
-    system.send_requests(["done-without-result"])
+    system.start()
+    system.send_requests(["runs", "is deferred", "ended without a result"])
+    system.send_requests(["runs, too"], lane="other")
     system.wait_for_dead_letters(1, 30)
-    _wait_until_done(system, 1)
-    system.worker.stop()
-    system.send_requests(range(3), lane="other")
-    wait_until(system.outstanding, 20, "them in NSQ", accept=lambda held: held == 3)
+    for figure, lane in (("in_flight_count", "main"), ("deferred_count", "main"), ("in_flight_count", "other")):
+        wait_until(lambda f=figure, at=lane: system.channel(lane=at)[f], 20, f"{figure} 1", accept=lambda n: n == 1)
+    dry_run = ("--window", "8d", "--dry-run")
+    document = wait_until(
+        lambda: _reenqueue(system, *dry_run), 30, "its end in the ledger", accept=lambda said: said["selected"] == 1
+    )
+    assert (document["sent"], document["sample"]) == (0, [{"file_id": "ended without a result"}])
+    assert document["outstanding"] == {system.lanes["main"]: 2, system.lanes["other"]: 1}
 
-    # With 3 in NSQ on the other lane, its requests are left out; those of this lane are not.
-    document = _reenqueue(system, "--window", "8d", "--dry-run")
-    assert (document["selected"], document["sent"]) == (1, 0)
-    assert document["sample"] == [{"file_id": "done-without-result"}]
-    assert document["left_out"] == [{"reason": "in-nsq", "lane": system.lanes["other"], "requests": 3}]
-    said = system.run("reenqueue", system.lane, "--window", "8d", "--dry-run").stdout
-    assert f"3 left out: last seen on lane {system.lanes['other']}, of which NSQ holds 3 requests" in said
-    # The other lane gets nothing at all.
-    document = _reenqueue(system, lane=system.lanes["other"])
-    assert (document["sent"], document["outstanding"][system.lanes["other"]]) == (0, 3)
-
-    # What the bridge has not taken is on its way, and all that came before is not held up by it.
+    # The bridge is down, and what it knew is on Kafka.
     system.bridge.stop()
-    system.send_requests(["waits-on-kafka"])
+    system.send_requests(["waits on Kafka"])
+    assert _reenqueue(system, "--window", "8d", "--limit", "3")["sent"] == 0, "3 are not done"
+    said = system.run("reenqueue", system.lane, *dry_run).stdout
+    assert f"2 left out: handed to NSQ for lane {system.lane}, not done yet" in said
     document = _reenqueue(system)
     assert document["sent"] == 1
-    assert {"reason": "on-kafka", "lane": system.lane, "requests": 1} in document["left_out"]
-    assert _sent_keys(system) == {"done-without-result": 2, "waits-on-kafka": 1}
+    assert document["left_out"] == [
+        {"reason": "in-nsq", "lane": system.lanes["main"], "requests": 2},
+        {"reason": "in-nsq", "lane": system.lanes["other"], "requests": 1},
+        {"reason": "on-kafka", "lane": system.lanes["main"], "requests": 1},
+    ]
+    assert _sent_keys(system) == {"runs": 1, "is deferred": 1, "ended without a result": 2, "waits on Kafka": 1}
     headers = [message.headers() for message in system.messages()]
     assert [each for each in headers if each] == [[("slowjobs-reenqueued", b"person")]]
 
@@ -221,11 +229,6 @@ def test_a_run_that_could_not_be_right_sends_nothing_and_says_why(make_system: M
         cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (name,))
         assert system.kind in system.run(*window, expect=4).stderr
 
-    # An nsqd that does not answer may hold anything.
-    system.services.nsqd.stop()
-    assert "nothing was sent" in system.run(*window, expect=1).stderr
-    system.services.nsqd.start()
-
     # A pool whose results nobody can see.
     system.documents["slowjobs"]["pools"][system.pool]["persist_results"] = "none"
     system.write()
@@ -234,3 +237,29 @@ def test_a_run_that_could_not_be_right_sends_nothing_and_says_why(make_system: M
     for wrong in ((system.lane,), ("no-lane", "--window", "8d"), ("--policy", "no-policy")):
         assert "Traceback" not in system.run("reenqueue", *wrong, "--yes", expect=2).stderr
     assert len(system.sent()) == 1
+
+
+async def _commit_as_bridge(system: System, metadata: str) -> None:
+    properties = settings.Kafka(properties={"bootstrap.servers": system.services.kafka.address})
+    secrets, topics = settings.Credentials({}, None), [system.kafka_topic]
+    consumer = kafka.Consumer(properties, secrets, group=bridge.GROUP, topics=topics, begin=lambda _: None)
+    try:
+        async with asyncio.timeout(30):
+            while system.kafka_topic not in {committed.topic for committed in consumer.joined()}:
+                await consumer.fetch(1, wait_seconds=0.1)
+            await consumer.commit_now([kafka.Committed(system.kafka_topic, 0, 0, metadata)])
+    finally:
+        await consumer.close()
+
+
+def test_what_a_bridge_of_another_version_has_committed_is_not_guessed_at(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.setup()
+    _insert_requests(system, 1)
+    system.start(*system.persisters.values())
+    asyncio.run(_commit_as_bridge(system, '{"v": 99}'))
+    said = system.run("reenqueue", system.lane, "--window", "8d", "--yes", expect=1)
+    assert "got 99: upgrade slowjobs here; nothing was sent" in said.stderr
+    status = json.loads(system.run("status", "--json", expect=1).stdout)
+    assert (status["lanes"][0]["unfinished"], status["lanes"][0]["waiting"]) == (None, 0)
+    assert "got 99: upgrade slowjobs here" in str(status["errors"])
