@@ -261,8 +261,9 @@ def test_a_second_instance_fences_the_commits_of_the_first(services: Services) -
                 await consumer.commit_now([kafka.Committed(topic, 0, 1, "0")])
 
     async def _fence() -> None:
-        first, second = _consumer(services, topic), _consumer(services, topic)
+        first = _consumer(services, topic)
         await _fetched(first)
+        second = _consumer(services, topic)
         joining = asyncio.create_task(_fetched(second))
         with pytest.raises(kafka.FencedError):
             await asyncio.wait_for(_commit_on_and_on(first), 30)
@@ -283,7 +284,9 @@ def test_single_messages_are_read_wherever_they_are_and_what_is_gone_is_absent(s
     async def _read() -> dict[documents.Position, kafka.Record]:
         fetcher = kafka.Fetcher(_settings(services), NO_SECRETS)
         missing = [documents.Position("no-such-topic", 0, 0), documents.Position(one, 7, 0)]
-        wanted = [documents.Position(one, 0, offset) for offset in (4999, 5, 99, 100, 101, 3000, 5100, 5301, 9999)]
+        wanted = [
+            documents.Position(one, 0, offset) for offset in (4999, 5, 99, 100, 101, 3000, 5100, 5300, 5301, 9999)
+        ]
         wanted += [documents.Position(topic, partition, offset) for partition in range(2) for offset in range(30)]
         async with asyncio.timeout(30):
             assert await fetcher.read(missing) == {}
@@ -301,8 +304,14 @@ def test_single_messages_are_read_wherever_they_are_and_what_is_gone_is_absent(s
         return again
 
     found = asyncio.run(_read())
-    of_one = {position.offset: record.value for position, record in found.items() if position.topic == one}
-    assert of_one == {4999: b"4999", 100: b"100", 101: b"101", 3000: b"3000", 5301: b"after"}
+    # Kafka's mark of the aborted transaction is at 5300 or behind what came after it.
+    assert {record.value for position, record in found.items() if position.topic == one} == {
+        b"100",
+        b"101",
+        b"3000",
+        b"4999",
+        b"after",
+    }
     assert sum(position.topic == topic for position in found) >= 30
 
 

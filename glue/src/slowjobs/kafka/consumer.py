@@ -46,6 +46,9 @@ class Consumer:
     Calls are made one after another, from one task; only ``commit_now`` and ``committed`` also from others.
     ``begin``: what says where to begin a partition that was assigned, None for where it was committed. It is called in
     the thread of ``fetch``, which raises what it raises.
+    A topic that is made anew while this runs is neither lost nor joined: where the new one is shorter than this has
+    come, it is read from its first offset on; where it is longer, librdkafka goes on at the old offset and passes over
+    what the new topic has below. What a new partition beside it makes librdkafka ask again can come twice.
     """
 
     def __init__(
