@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pty
 import signal
 import subprocess
+import threading
+import time
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -47,9 +50,13 @@ def test_status_counts_what_waits_runs_and_is_deferred(make_system: MakeSystem) 
     system.start()
     wait_until(lambda: len(handlers.runs(system)), 30, "four handlers to run", accept=lambda count: count == 4)
     wait_until(system.outstanding, 10, "a full lane", accept=lambda held: held == 50)
-    wait_until(lambda: system.committed("slowjobs-bridge"), 10, "its commit", accept=lambda offset: offset == 50)
-
-    status = _status(system, expect=0)
+    # Its commit is there, and what the bridge says of the oldest.
+    status = wait_until(
+        lambda: _status(system, expect=0),
+        20,
+        "what is not done",
+        accept=lambda said: said["lanes"][0]["unfinished"] == 80 and said["lanes"][0]["oldest_seconds"],
+    )
     assert status["v"] == 1
     assert set(status) == {"v", "lanes", "nsqd", "workers", "services", "errors"}
     assert status["errors"] == []
@@ -68,10 +75,12 @@ def test_status_counts_what_waits_runs_and_is_deferred(make_system: MakeSystem) 
         "deferred": 0,
         "max_outstanding": 50,
         "paused": False,
-        "missing": None,
-        "unaccounted": None,
-        "oldest_seconds": None,
+        "missing": 0,
+        "missing_since": None,
+        "unaccounted": 0,
+        "holding": False,
     }
+    assert 0 < lane["oldest_seconds"] < 60
 
     [nsqd] = status["nsqd"]
     assert set(nsqd) == NSQD_MEMBERS
@@ -120,8 +129,15 @@ def test_status_with_half_the_system_down_prints_the_rest_and_exits_1(make_syste
     assert "persister@requests" in str(status["errors"])
     assert "svc507" not in str(status["errors"]), "a stopped spare is no error"
 
-    # Another half.
-    system.start(*system.persisters.values())
+    # Another half: what is not done is known without the bridge.
+    system.worker.stop()
+    system.send_requests(range(3))
+    wait_until(system.outstanding, 20, "them in NSQ", accept=lambda held: held == 3)
+    system.bridge.kill()
+    [lane] = _status(system, expect=1)["lanes"]
+    assert (lane["unfinished"], lane["unpublished"], lane["outstanding"], lane["holding"]) == (3, 0, 3, None)
+    system.start(*system.processes)
+    wait_until(lambda: _status(system, expect=0)["lanes"][0]["unfinished"], 20, "all done", accept=lambda n: n == 0)
     assert _status(system, expect=0)["errors"] == []
     system.services.kafka.stop()
     status = _status(system, expect=1)
@@ -230,6 +246,38 @@ def test_setup_goes_as_far_as_it_can_and_names_what_it_could_not_make(make_syste
     assert "Traceback" not in said.stderr
     assert system.kafka_topic in system.services.kafka.topics()
     assert system.rows("SELECT count(*) FROM job_request") == [(0,)]
+
+
+class _WrongClock(http.server.BaseHTTPRequestHandler):
+    """Answers as a service on a host whose clock is ten seconds behind."""
+
+    def do_GET(self) -> None:
+        self.send_response_only(200)
+        self.send_header("Date", self.date_time_string(time.time() - 10))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_check_compares_clocks(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.setup()
+    system.start(system.worker)
+    said = json.loads(system.run("check", "--json").stdout)
+    [finding] = [finding for finding in said["findings"] if finding["subject"] == "clocks"]
+    # Services that are stopped are no matter of their clocks.
+    assert finding["answer"] == "those of 2 hosts agree; no answer from control1"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _WrongClock) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        worker = {"name": "slowjobs-worker@other", "host": "worker2", "pool": system.pool}
+        address = f"127.0.0.1:{server.server_address[1]}"
+        system.documents["slowjobs"]["services"].append({**worker, "state_address": address})
+        system.write()
+        said_of_it = system.run("check", expect=1).stdout
+        server.shutdown()
+    assert "FAILED  clocks: worker2 is 10 s behind this host" in said_of_it
+    assert "timedatectl" in said_of_it
 
 
 def test_check_proves_every_connection(make_system: MakeSystem) -> None:
