@@ -161,3 +161,24 @@ def test_a_full_list_of_one_lane_fits_beside_its_offset() -> None:
     _publish(lane, range(0, 10_000_000, 10_000_000 // settings.MAX_OUTSTANDING_LIMIT))
     committed = lane.to_commit(0, EVENTS)
     assert len(commit.read(committed.metadata, 0).undone) == settings.MAX_OUTSTANDING_LIMIT
+
+
+def test_a_topic_that_was_made_anew_begins_anew() -> None:
+    lane = _lane()
+    lane.begin(kafka.Committed("check", 0, None, ""), EVENTS, "first")
+    _publish(lane, range(10))
+    committed = lane.to_commit(0, EVENTS)
+    again = _lane()
+    assert again.begin(committed, EVENTS + 9, "second") == EVENTS + 9
+    assert (again.ledger.mark(0), again.ledger.outstanding) == (0, 0)
+
+
+def test_what_kafka_gives_again_is_not_published_again() -> None:
+    lane = _began()
+    for offset in range(3):
+        lane.add(_record(offset))
+    lane.backlog.remove(0, 2)
+    _publish(lane, [0, 1])
+    for offset in range(4):
+        lane.add(_record(offset))
+    assert [record.position.offset for record in lane.backlog.head(10, 1000)] == [2, 3]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+import confluent_kafka
 import prometheus_client
 import structlog
 
@@ -30,6 +32,10 @@ _READING_SECONDS = 0.1
 _IDLE_READING_SECONDS = 1.0
 #: seconds that a poll of Kafka waits.
 _POLL_SECONDS = 0.1
+#: seconds between two looks at whether the topics are the same.
+_TOPICS_SECONDS = 15.0
+#: seconds that a stopping bridge gives all together: an answer of nsqd, and the last commit.
+_STOP_SECONDS = 17.0
 #: seconds that a stopping bridge gives its last commit: without it the next one reads more events.
 _LAST_COMMIT_SECONDS = 5.0
 
@@ -46,13 +52,13 @@ class Bridge(service.Service):
     def __init__(self, config: settings.BridgeSettings, secrets: settings.Credentials) -> None:
         self._config = config
         self._secrets = secrets
-        self._stopping = False
+        self._stopping = asyncio.Event()
         #: Kafka topic -> its lane.
         self._lanes = {config.kafka_topic(name): lane.Lane(name, config) for name in config.lanes}
 
     def stop(self) -> None:
         """End: 1 stop polling, 2 wait for the answers of what was sent, 3 commit, 4 close."""
-        self._stopping = True
+        self._stopping.set()
 
     def state(self) -> dict[str, Any]:
         """Return what ``/state`` says: the host that gets new requests, and each lane's figures."""
@@ -73,8 +79,10 @@ class Bridge(service.Service):
                 hosts = self._config.nsqd.hosts
                 apis = {host: nsq.Api(session, hosts[host].http_address) for host in self._config.nsqd.serving}
                 beside = [tasks.create_task(self._read_figures(apis)), tasks.create_task(producer.watch())]
-                await self._consume(_Servers(apis, producer, fetcher))
-                for task in beside:
+                consuming = tasks.create_task(self._consume(_Servers(apis, producer, fetcher)))
+                await self._stopping.wait()
+                await asyncio.wait([consuming], timeout=_STOP_SECONDS)
+                for task in (consuming, *beside):
                     task.cancel()
         finally:
             await producer.close()
@@ -83,13 +91,23 @@ class Bridge(service.Service):
     # Kafka
 
     async def _consume(self, servers: _Servers) -> None:
+        while not self._stopping.is_set():
+            await self._consume_topics(await self._topic_ids(), servers)
+
+    async def _consume_topics(self, topic_ids: Mapping[str, str], servers: _Servers) -> None:
+        """Work until ``stop``, or until topics are others than those of ``topic_ids``."""
         consumer = kafka.Consumer(
-            self._config.kafka, self._secrets, group=GROUP, topics=list(self._lanes), begin=_where_to_begin
+            self._config.kafka,
+            self._secrets,
+            group=GROUP,
+            topics=list(self._lanes),
+            begin=functools.partial(_where_to_begin, topic_ids),
         )
-        work = _Work(self._config, self._secrets, self._lanes, consumer, servers)
+        work = _Work(self._config, self._secrets, self._lanes, topic_ids=topic_ids, consumer=consumer, servers=servers)
         try:
             async with asyncio.TaskGroup() as tasks:
-                while not self._stopping:
+                watch = tasks.create_task(self._watch_topics(topic_ids))
+                while not self._stopping.is_set() and not watch.done():
                     fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
                     lost, joined = consumer.lost(), consumer.joined()
                     if lost or joined:
@@ -97,9 +115,27 @@ class Bridge(service.Service):
                     for record in fetched:
                         self._lanes[record.position.topic].add(record)
                     consumer.hold_back({topic for topic, each in self._lanes.items() if each.backlog.held_back})
+                watch.cancel()
                 await work.end()
         finally:
+            for each in self._lanes.values():
+                each.forget_all()
             await consumer.close()
+
+    async def _topic_ids(self) -> dict[str, str]:
+        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
+            with attempt:
+                return await asyncio.to_thread(kafka.topic_ids, self._config.kafka, self._secrets, self._lanes)
+        raise AssertionError("while_away goes on until it returns")
+
+    async def _watch_topics(self, topic_ids: Mapping[str, str]) -> None:
+        """Return when a topic was made, or made anew: librdkafka goes on with the latter as if it were the old one."""
+        while True:
+            await asyncio.sleep(_TOPICS_SECONDS)
+            now = await self._topic_ids()
+            if made := [topic for topic in now if now[topic] != topic_ids.get(topic)]:
+                log.warning("bridge.topics_made", topics=" ".join(made))
+                return
 
     # The cap
 
@@ -153,12 +189,15 @@ class _Work:
         config: settings.BridgeSettings,
         secrets: settings.Credentials,
         lanes: Mapping[str, lane.Lane],
+        *,
+        topic_ids: Mapping[str, str],
         consumer: kafka.Consumer,
         servers: _Servers,
     ) -> None:
         self._config = config
         self._secrets = secrets
         self._lanes = lanes
+        self._topic_ids = topic_ids
         self._consumer = consumer
         self._servers = servers
         self._events: events.Events | None = None
@@ -174,7 +213,9 @@ class _Work:
                 self._lanes[topic].forget(partition)
         end = await events.end(self._config.kafka, self._secrets)
         begins = [] if self._events is None else [self._events.next]
-        begins += [self._lanes[committed.topic].begin(committed, end) for committed in joined]
+        for committed in joined:
+            topic_id = self._topic_ids.get(committed.topic, "")
+            begins.append(self._lanes[committed.topic].begin(committed, end, topic_id))
         ledgers = {topic: each.ledger for topic, each in self._lanes.items()}
         self._events = events.Events(self._config.kafka, self._secrets, ledgers, min(begins, default=end))
         self._task = tasks.create_task(self._run(self._events))
@@ -226,6 +267,8 @@ class _Work:
             await following.close()
 
 
-def _where_to_begin(committed: kafka.Committed) -> int | None:
+def _where_to_begin(topic_ids: Mapping[str, str], committed: kafka.Committed) -> int | None:
     """Return the first offset that Kafka has to give: what was published before is in the commit."""
-    return None if committed.offset is None else commit.read(committed.metadata, committed.offset).listed
+    if committed.offset is None:
+        return None
+    return commit.read(committed.metadata, committed.offset, topic_ids.get(committed.topic, "")).listed

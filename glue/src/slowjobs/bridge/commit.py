@@ -47,7 +47,8 @@ class Commit:
 
     ``mark``: the first offset that no nsqd was given. ``undone``: offset -> nsqd host, ascending, of what is not done
     and below ``listed``. ``listed``: the mark; or less where the list had become too long: what lies between counts as
-    published and not done. ``events``: the oldest event that still counts; None for all that are there.
+    published and not done. ``events``: the oldest event that still counts; None where nothing was committed.
+    ``topic_id``: of the topic, as one that is made anew has the same name.
     """
 
     mark: int
@@ -55,6 +56,7 @@ class Commit:
     events: int | None
     batch: Batch | None
     listed: int
+    topic_id: str = ""
 
     def write(self) -> str:
         """Return the text, in ASCII. Raises TooLongError for more than ``MAX_BYTES``."""
@@ -64,6 +66,7 @@ class Commit:
         batch = self.batch and {**vars(self.batch), "offsets": _pack(self.batch.offsets)}
         document = {
             "v": documents.VERSION,
+            "topic_id": self.topic_id,
             "mark": self.mark,
             "listed": self.listed,
             "events": self.events,
@@ -76,8 +79,10 @@ class Commit:
         return text
 
 
-def read(metadata: str, offset: int) -> Commit:
+def read(metadata: str, offset: int, topic_id: str = "") -> Commit:
     """Return what was committed with ``offset``. No text is from before the ledger, or of a person who set the offset.
+
+    Of a topic with another id than ``topic_id`` nothing was committed: this one begins.
 
     Raises documents.UnknownVersionError for any other text that no bridge of this version wrote: to begin at the
     offset would publish again what is not done.
@@ -87,11 +92,12 @@ def read(metadata: str, offset: int) -> Commit:
     try:
         document = json.loads(metadata)
         documents.check_version(document)
-        return _read(document)
+        commit = _read(document)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise documents.UnknownVersionError(
             f"no bridge of ours wrote what is committed beside offset {offset}: {metadata[:80]!r}"
         ) from error
+    return read("", 0) if topic_id not in {"", commit.topic_id} else commit
 
 
 def _read(document: dict[str, Any]) -> Commit:
@@ -103,6 +109,7 @@ def _read(document: dict[str, Any]) -> Commit:
         events=document["events"],
         batch=batch and Batch(batch["host"], batch["start_time"], batch["count"], tuple(_unpack(batch["offsets"]))),
         listed=document["listed"],
+        topic_id=document["topic_id"],
     )
 
 

@@ -35,6 +35,7 @@ class Lane:
             run_limit_seconds=limit + config.nsqd.msg_timeout_seconds,
             msg_timeout_seconds=config.nsqd.msg_timeout_seconds,
         )
+        self._topic_id = ""
         #: the nsqd host of what an earlier bridge published and has not listed.
         self._active = config.nsqd.active
         #: partition -> what is about to be sent, or was sent without an answer.
@@ -52,9 +53,10 @@ class Lane:
 
     # Partitions
 
-    def begin(self, committed: kafka.Committed, events: int) -> int:
+    def begin(self, committed: kafka.Committed, events: int, topic_id: str = "") -> int:
         """Take on a partition as the last commit left it; return where its events begin, ``events`` for a new one."""
-        at = commit.read(committed.metadata, committed.offset or 0)
+        at = commit.read(committed.metadata, committed.offset or 0, topic_id)
+        self._topic_id = topic_id
         partition = committed.partition
         self.forget(partition)
         self.ledger.begin(partition, at.mark, at.listed)
@@ -67,6 +69,11 @@ class Lane:
         begin = events if at.events is None else at.events
         self._committed[partition] = dataclasses.replace(at, events=begin, batch=None)
         return begin
+
+    def forget_all(self) -> None:
+        """Drop all partitions."""
+        for partition in self.partitions:
+            self.forget(partition)
 
     def forget(self, partition: int) -> None:
         """Drop a partition that went."""
@@ -85,8 +92,8 @@ class Lane:
         position = record.position
         if position.partition not in self._committed:
             return  # it went
-        if position.offset < self._next(position.partition):
-            self._begin_anew(position)
+        if position.offset < max(self.ledger.listed(position.partition), self.backlog.next(position.partition)):
+            return  # Kafka gives some again after a rebalance
         if position.offset >= self.ledger.mark(position.partition):
             self.backlog.add(record)
             self.wake.set()
@@ -94,15 +101,6 @@ class Lane:
             self.ledger.finish(position)
         else:
             self.ledger.restore(position, self._active)
-
-    def _next(self, partition: int) -> int:
-        return max(self.ledger.listed(partition), self.backlog.next(partition))
-
-    def _begin_anew(self, position: documents.Position) -> None:
-        """Forget a partition whose offsets begin again: somebody has deleted the topic and made it anew."""
-        log.warning("bridge.topic_made_anew", position=str(position), expected=self._next(position.partition))
-        events = self._committed[position.partition].events
-        self.begin(kafka.Committed(self.topic, position.partition, position.offset, ""), events or 0)
 
     # Commit
 
@@ -139,6 +137,7 @@ class Lane:
             ledger.events_needed(partition, events),
             None,
             ledger.listed(partition),
+            self._topic_id,
         )
 
     # What may be published

@@ -25,6 +25,7 @@ from slowjobs.kafka.follower import Follower
 from slowjobs.kafka.offsets import Reach, lag, reach
 from slowjobs.kafka.producer import Producer
 from slowjobs.kafka.scan import scan
+from slowjobs.kafka.topics import topic_ids
 
 __all__ = [
     "DEAD_LETTERS",
@@ -54,4 +55,5 @@ __all__ = [
     "reach",
     "reader",
     "scan",
+    "topic_ids",
 ]
