@@ -74,7 +74,7 @@ def test_what_finds_its_resource_full_after_a_pause_goes_back_and_does_not_begin
     system.setup()
     system.send_requests(["a"])
     system.start(system.bridge, system.worker)
-    wait_until(lambda: handlers.runs(system), 20, "it to run")
+    wait_until(lambda: handlers.runs(system), 30, "it to run")
     system.run("pause", "--all")
     assert len(system.worker.state()["running"]) == 1, "what runs goes on"
     handlers.open_gate(system)
@@ -93,7 +93,7 @@ def test_pause_says_what_it_changed_what_was_so_already_and_what_workers_gave_ba
     first, second = system.services.nsqd, system.services.second_nsqd
     system.send_requests(["parked"], lane="one")
     system.start(system.bridge, system.worker)
-    wait_until(lambda: system.worker.state()["parked"], 20, "it to be parked")
+    wait_until(lambda: system.worker.state()["parked"], 30, "it to be parked")
     one, two = system.lanes.values()
 
     said = _said(system, "pause", one)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import rich.console
+import rich.markup
 
 from slowjobs import documents, settings
 from slowjobs.cli import common
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import timedelta
     from pathlib import Path
+
+#: lines about what is waited for, while it is.
+_SHOWN = 8
 
 
 def _lanes_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -132,7 +137,8 @@ def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **choice
 
         def _show(outcome: idle.Outcome) -> None:
             left = max(0.0, timeout.total_seconds() - (time.monotonic() - begun))
-            status.update(f"{_summary(outcome)}; {left:.0f} s left")
+            lines = [f"{_summary(outcome)}; {left:.0f} s left", *itertools.islice(_what_runs(outcome), _SHOWN)]
+            status.update(rich.markup.escape("\n".join(lines)))
 
         outcome = asyncio.run(idle.wait(config, names, timeout_seconds=timeout.total_seconds(), progress=_show))
     seconds = round(time.monotonic() - begun, 1)
@@ -143,7 +149,7 @@ def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **choice
         if outcome.last.unpaused:
             click.echo(f"more can begin at any moment: not paused: {', '.join(outcome.last.unpaused)}", err=True)
     else:
-        click.echo("\n".join([f"not idle after {seconds:g} s", *_what_runs(outcome)]), err=True)
+        click.echo("\n".join([f"not idle after {seconds:g} s: {_summary(outcome)}", *_what_runs(outcome)]), err=True)
     sys.exit(common.EXIT_DONE if outcome.idle else common.EXIT_DEADLINE)
 
 
@@ -151,20 +157,18 @@ def _summary(outcome: idle.Outcome) -> str:
     if outcome.last.idle:
         return f"idle in {outcome.readings} of {idle.READINGS} readings"
     in_flight = sum(each.requests for each in outcome.last.in_flight)
-    parts = [f"in flight {in_flight}", f"workers have {len(outcome.last.tasks)}"]
-    return ", ".join([*parts, f"{len(outcome.last.unknown)} do not say"] if outcome.last.unknown else parts)
+    return f"in flight {in_flight}, {len(outcome.last.tasks)} in workers, {len(outcome.last.unknown)} do not answer"
 
 
 def _what_runs(outcome: idle.Outcome) -> Iterator[str]:
     reading = outcome.last
-    if reading.idle:
-        yield f"  nothing runs now, in {outcome.readings} of {idle.READINGS} readings: wait longer"
     for task in reading.tasks:
         said = task.said
         where = f"{task.worker.name} on {task.worker.host}"
         yield f"  {where}: {task.stage} since {said['since']}: {said['lane']} {said['key']}, attempt {said['attempt']}"
     for each in reading.in_flight:
-        note = ": a dead worker's, back within msg-timeout" if each.orphaned else ""
+        share = "" if each.unclaimed == each.requests else f"{each.unclaimed} of them "
+        note = f": {share}a dead worker's, back within msg-timeout" if each.unclaimed else ""
         yield f"  nsqd {each.host}: {each.lane} (in flight {each.requests}, clients {each.clients}){note}"
     for unknown in reading.unknown:
         yield f"  {unknown}"
@@ -180,7 +184,7 @@ def _document(outcome: idle.Outcome) -> dict[str, Any]:
         ],
         "in_flight": [
             {"nsqd": each.host, "lane": each.lane, "in_flight": each.requests, "clients": each.clients,
-             "orphaned": each.orphaned}
+             "unclaimed": each.unclaimed}
             for each in reading.in_flight
         ],
         "unpaused": reading.unpaused,

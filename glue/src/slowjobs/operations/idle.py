@@ -33,15 +33,15 @@ _STAGES = ("running", "held", "parked", "answering", "returning")
 class InFlight:
     """Requests of a lane that an nsqd host has delivered and nobody has answered.
 
-    ``clients``: connections to the channel. ``orphaned``: no worker has them, and nsqd gives them to others after
-    msg-timeout.
+    ``clients``: connections to the channel. ``unclaimed``: how many no worker has, as far as is known; a dead one had
+    them, and nsqd gives them to others within msg-timeout.
     """
 
     host: str
     lane: str
     requests: int
     clients: int
-    orphaned: bool
+    unclaimed: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ async def wait(
     names: Sequence[str],
     *,
     timeout_seconds: float,
-    progress: Callable[[Outcome], None] = lambda _: None,
+    progress: Callable[[Outcome], None],
 ) -> Outcome:
     """Return when nothing of the lanes ``names`` has run in READINGS readings, or when there is no time for another.
 
@@ -148,7 +148,8 @@ async def _tasks(session: aiohttp.ClientSession, worker: settings.Service, names
 
 
 def _in_flight(lane: lanes.Lane, tasks: Sequence[Task], unknown: Sequence[str]) -> InFlight:
-    known = any((task.said["lane"], task.said["nsqd"]) == (lane.name, lane.host) for task in tasks)
-    # A worker that does not say what it has, and is connected, may have them.
-    orphaned = not known and (lane.channel.clients == 0 or not unknown)
-    return InFlight(lane.host, lane.name, lane.channel.in_flight, lane.channel.clients, orphaned)
+    requests, clients = lane.channel.in_flight, lane.channel.clients
+    claimed = sum((task.said["lane"], task.said["nsqd"]) == (lane.name, lane.host) for task in tasks)
+    # A worker that does not answer, and is connected, may have the rest.
+    unclaimed = max(0, requests - claimed) if clients == 0 or not unknown else 0
+    return InFlight(lane.host, lane.name, requests, clients, unclaimed)
