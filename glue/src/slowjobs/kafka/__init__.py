@@ -22,7 +22,7 @@ from slowjobs.kafka.common import (
 from slowjobs.kafka.consumer import Consumer
 from slowjobs.kafka.fetcher import Fetcher
 from slowjobs.kafka.follower import Follower
-from slowjobs.kafka.offsets import Reach, lag, reach
+from slowjobs.kafka.offsets import Reach, reach
 from slowjobs.kafka.producer import Producer
 from slowjobs.kafka.scan import scan
 from slowjobs.kafka.topics import topic_ids
@@ -50,7 +50,6 @@ __all__ = [
     "Record",
     "admin",
     "check_properties",
-    "lag",
     "properties",
     "reach",
     "reader",

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import confluent_kafka
 
-from slowjobs.kafka.common import TIMEOUT_SECONDS, reader
+from slowjobs.kafka.common import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from slowjobs import settings
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -45,18 +42,3 @@ def _reach(client: confluent_kafka.Consumer, topic: str, partitions: Iterable[in
         low, high = client.get_watermark_offsets(committed, timeout=TIMEOUT_SECONDS)
         reaches.append(Reach(max(low, committed.offset), high, committed.metadata or ""))
     return reaches
-
-
-def lag(
-    kafka: settings.Kafka, secrets: settings.Credentials, *, group: str, topics: Sequence[str]
-) -> dict[str, int | None]:
-    """Return ``topic -> messages`` that ``group`` has not committed; None for a topic that is not there.
-
-    Raises confluent_kafka.KafkaException when no broker answers.
-    """
-    with contextlib.closing(reader(kafka, secrets, group=group)) as client:
-        reaches = reach(client, topics)
-    return {
-        topic: None if partitions is None else sum(each.end - each.next for each in partitions)
-        for topic, partitions in reaches.items()
-    }
