@@ -215,7 +215,7 @@ class Publisher:
         begun = time.monotonic()
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                self._stream.send(protocol.mpub(topic, list(bodies)))
+                self._stream.send(_mpub(topic, bodies))
                 await self._stream.flush()
                 await self._stream.answer()
         except BaseException:
@@ -229,6 +229,15 @@ class Publisher:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def _mpub(topic: str, bodies: Sequence[bytes]) -> bytes:
+    """Return what ``protocol.mpub`` does, which copies all that it has for each message: 20 ms for a thousand."""
+    parts = [struct.pack(">l", len(bodies))]
+    for body in bodies:
+        parts += (struct.pack(">l", len(body)), body)
+    size = struct.pack(">l", sum(map(len, parts)))
+    return b"".join((b"MPUB %s\n" % topic.encode(), size, *parts))
 
 
 class Subscription:
