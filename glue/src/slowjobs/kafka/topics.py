@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
 def topic_ids(kafka: settings.Kafka, secrets: settings.Credentials, topics: Iterable[str]) -> dict[str, str]:
     """Return ``topic -> id`` of those that are there. Raises confluent_kafka.KafkaException."""
-    described = admin(kafka, secrets).describe_topics(
-        confluent_kafka.TopicCollection(list(topics)), request_timeout=TIMEOUT_SECONDS
-    )
+    client = admin(kafka, secrets)  # kept: it gives up what it was asked as soon as nobody holds it
+    described = client.describe_topics(confluent_kafka.TopicCollection(list(topics)), request_timeout=TIMEOUT_SECONDS)
     ids = {}
     for topic, answer in described.items():
         try:
