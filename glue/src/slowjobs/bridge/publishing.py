@@ -197,6 +197,7 @@ class Publishing:
             log.warning("bridge.settled", lane=lane.name, partition=partition, requests=len(positions), stored=stored)
             lane.ledger.settle(positions, stored)
             del lane.unsettled[partition]
+        lane.cap.forget()  # what was read before may be from before nsqd stored them
 
     async def _stored(self, batch: commit.Batch) -> int:
         """Return how many of the first requests of a batch nsqd may have; all when there is no telling."""
@@ -235,6 +236,7 @@ class Publishing:
         """Commit what is done, for ever."""
         while True:
             await asyncio.sleep(_COMMIT_SECONDS)
+            self._lane.pass_ends()
             await self.commit(
                 [each for each in self._lane.partitions if self._lane.has_changed(each, self._events.next)]
             )
