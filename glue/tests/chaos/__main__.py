@@ -14,6 +14,7 @@ import itertools
 import json
 import multiprocessing
 import queue
+import signal
 import sys
 from collections import defaultdict
 from dataclasses import asdict
@@ -53,10 +54,16 @@ def play(rounds: Sequence[Round], systems: int, bug: str | None) -> Iterator[Rou
     theatres = [context.Process(target=theatre.run, args=(tasks, played, bug)) for _ in range(systems)]
     for process in theatres:
         process.start()
-    for _ in rounds:
-        yield _next(played, theatres)
-    for process in theatres:
-        process.join()
+    try:
+        for _ in rounds:
+            yield _next(played, theatres)
+    except BaseException:
+        for process in theatres:
+            process.terminate()
+        raise
+    finally:
+        for process in theatres:
+            process.join()
 
 
 def _next(played: multiprocessing.Queue[Round], theatres: Sequence[multiprocessing.Process]) -> Round:
@@ -138,21 +145,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one document on stdout; what is played goes to stderr")
     options = parser.parse_args()
     faults = options.faults.split(",")
-    unknown = {name for chosen in faults for name in chosen.split("+")} - {*FAULTS, PAIR}
+    unknown = {name.partition(":")[0] for chosen in faults for name in chosen.split("+")} - {*FAULTS, PAIR}
     if unknown:
         parser.error(f"no faults: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)} and {PAIR}")
 
+    signal.signal(signal.SIGTERM, theatre.leave)
     rounds = list(plan(options.seed, options.rounds, faults, options.requests))
     played: list[Round] = []
     for round_ in play(rounds, min(options.systems, len(rounds)), options.bug):
         played.append(round_)
-        print(f"{len(played)}/{len(rounds)}", line(round_), file=sys.stderr if options.json else sys.stdout, flush=True)
+        file = sys.stderr if options.json else sys.stdout
+        print(f"{len(played)}/{len(rounds)}", line(round_), file=file, flush=True)  # noqa: T201
     sums = summary(played)
-    print(
-        json.dumps({"v": 1, "sums": sums, "rounds": [asdict(each) for each in played]})
-        if options.json
-        else _table(sums)
-    )
+    document = {"v": 1, "sums": sums, "rounds": [asdict(each) for each in played]}
+    print(json.dumps(document) if options.json else _table(sums))  # noqa: T201
     sys.exit(any(round_.complaints for round_ in played))
 
 

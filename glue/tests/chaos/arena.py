@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from support.services import ACTIVE, Services
 from support.system import Service, System
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Sequence
 
     from support.processes import LocalProcess
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 #: seconds; nsqd gives away again what was not touched for so long.
 MSG_TIMEOUT_SECONDS = 2
 #: what nsqd's disk holds, far beyond what all rounds write.
-DISK = "512m"
+DISK = "256m"
 #: small, so that the bridge publishes until a round's end.
 CAP = 60
 LANES = {"fast": {"weight": 4, "max_outstanding": CAP}, "bulk": {"max_outstanding": CAP}}
 WORKERS = ("worker1", "worker2")
 SLOTS = 4
-TASK_TIMEOUT_SECONDS = 4
+TASK_TIMEOUT_SECONDS = 5
 #: exit statuses after which systemd does not start a service again: well, wrongly configured, fenced.
 _LEFT_ALONE = {0, 2, 5}
 
@@ -89,8 +89,8 @@ class Way(Proxy):
     deaf = False
 
     def _pass_on(self, source: socket.socket, target: socket.socket, passes: Callable[[bytes], bool]) -> None:
-        to_client = source.getpeername() == self._upstream
-        super()._pass_on(source, target, lambda chunk: passes(chunk) and not (self.deaf if to_client else self.mute))
+        to_nsqd = passes == self._passes
+        super()._pass_on(source, target, lambda _: not (self.mute if to_nsqd else self.deaf))
 
 
 class Arena(System):

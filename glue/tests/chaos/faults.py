@@ -6,16 +6,20 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from random import Random
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from chaos.account import Account
 from chaos.arena import CAP, LANES, MSG_TIMEOUT_SECONDS, SLOTS, WORKERS, Arena
 from support.processes import LocalProcess
 from support.system import request
 from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from chaos.account import Account
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ _HELD = CAP * len(LANES)
 NOTHING = Allowed()
 #: A crash can run again what was in flight then.
 CRASHED = Allowed(duplicates=_IN_FLIGHT, run_again=_IN_FLIGHT)
-#: A handler's process that ends is a failed try, and what failed is tried again.
+#: A handler's process that ends, or stands still beyond its time, is a failed try, and what failed is tried again.
 TRY_ENDED = Allowed(run_again=3)
 #: Only while a worker is connected, and touches, nobody else gets its requests. Each time-out gives them away again.
 CUT_OFF = Allowed(duplicates=2 * _EVERYWHERE, run_again=3 * _EVERYWHERE, overlaps=3 * _EVERYWHERE)
@@ -78,6 +82,8 @@ class Fault:
     seconds: tuple[float, float]
 
 
+#: what is written until there is no room for another, or for what is left of it.
+_BLOCK = bytes(64 * 1024)
 _SHORT = (0.0, 2.0)
 #: beyond msg-timeout, and two of a connection's heartbeats.
 _LONG = (MSG_TIMEOUT_SECONDS + 0.5, MSG_TIMEOUT_SECONDS + 2.0)
@@ -145,6 +151,8 @@ def _dying(choice: _Choice, steps: tuple[str, ...], scene: Scene) -> Iterator[No
     process.stop()
     process.die_at = f"{scene.random.choice(steps)}:{scene.random.randint(1, 4)}"
     process.start(ready=False)
+    with suppress(AssertionError):  # it may be dead by now
+        process.wait_until_ready()
     yield
     died = f"{process.name}: -9"
     wait_until(lambda: died in scene.arena.restarts, 20, f"{process.name} to die", while_true=scene.arena.tend)
@@ -189,9 +197,9 @@ def _connections_dead(scene: Scene) -> Iterator[None]:
 @contextmanager
 def _disk_full(scene: Scene) -> Iterator[None]:
     filler = scene.arena.servers.disk / "filler"
-    free = os.statvfs(filler.parent)
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(_BLOCK)
     yield
     filler.unlink()
 
@@ -231,8 +239,7 @@ def _nothing(_: Scene) -> Iterator[None]:
 
 
 def _restarted(scene: Scene) -> AbstractContextManager[None]:
-    choice = scene.random.choice((_bridge, _worker, _persister, _kafka, _postgresql))
-    return _stopped(choice, scene)
+    return _stopped(scene.random.choice((_bridge, _persister, _kafka, _postgresql)), scene)
 
 
 _BRIDGE_STEPS = ("before-commit", "before-publish", "before-answer", "after-publish")
@@ -248,7 +255,7 @@ FAULTS: Mapping[str, Fault] = {
     "worker-killed-at-a-step": Fault(partial(_dying, _worker, _WORKER_STEPS), CRASHED, "worker", _SHORT),
     "worker-frozen": Fault(partial(_frozen, _worker), CUT_OFF, "worker", _LONG),
     "handler-killed": Fault(partial(_handlers_hit, signal.SIGKILL, signal.SIGKILL), TRY_ENDED, "handler", _SHORT),
-    "handler-frozen": Fault(partial(_handlers_hit, signal.SIGSTOP, signal.SIGCONT), NOTHING, "handler", _LONG),
+    "handler-frozen": Fault(partial(_handlers_hit, signal.SIGSTOP, signal.SIGCONT), TRY_ENDED, "handler", _LONG),
     "persister-killed": Fault(partial(_killed, _persister), NOTHING, "persister", _SHORT),
     "persister-frozen": Fault(partial(_frozen, _persister), NOTHING, "persister", _LONG),
     "nsqd-killed": Fault(partial(_killed, _nsqd), NSQD_ENDED, "nsqd", _SHORT),
@@ -258,13 +265,24 @@ FAULTS: Mapping[str, Fault] = {
     "kafka-frozen": Fault(partial(_frozen, _kafka), NOTHING, "kafka", _LONG),
     "postgresql-killed": Fault(partial(_killed, _postgresql), NOTHING, "postgresql", _SHORT),
     "postgresql-frozen": Fault(partial(_frozen, _postgresql), NOTHING, "postgresql", _LONG),
-    "restarted": Fault(_restarted, NOTHING, "bridge worker persister kafka postgresql", _SHORT),
+    "worker-restarted": Fault(partial(_stopped, _worker), NOTHING, "worker", _SHORT),
+    "restarted": Fault(_restarted, NOTHING, "bridge persister kafka postgresql", _SHORT),
     "connections-reset": Fault(_connections_reset, CUT_OFF, "connections", _SHORT),
     "connections-dead": Fault(_connections_dead, CUT_OFF, "connections", _LONG),
     "disk-full": Fault(_disk_full, FORGOTTEN, "nsqd", _SHORT),
     "channel-emptied": Fault(_channel_emptied, FORGOTTEN, "channel", _SHORT),
     "published-by-hand": Fault(_published_by_hand, BY_HAND, "channel", _SHORT),
 }
+
+
+def find(name: str) -> Fault:
+    """Return the fault of that name. Behind a colon the step can be named that a process is to die at."""
+    name, _, step = name.partition(":")
+    fault = FAULTS[name]
+    if not step:
+        return fault
+    return replace(fault, strike=partial(_dying, {"bridge": _bridge, "worker": _worker}[fault.hits], (step,)))
+
 
 #: stands for two faults that a seed draws.
 PAIR = "pair"

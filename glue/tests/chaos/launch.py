@@ -2,8 +2,7 @@
 
     python -m chaos.launch --die-at before-publish:3 --bug no-touch-while-draining -- bridge --config bridge.toml
 
-All is done to named functions from outside, before the command line is called: the program has no hooks for it. A name
-that is there no longer ends the start.
+All of it is done to named functions from outside, before the command line is called: the program has no hooks.
 """
 
 from __future__ import annotations
@@ -13,17 +12,21 @@ import functools
 import inspect
 import itertools
 import os
-import pkgutil
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chaos import bugs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from chaos.names import get, put
 
 #: Shorter times, so that a round takes seconds: "module:name" -> value. Rules stay as they are.
 SCALED = {
+    "slowjobs.bridge.ledger:CLOCK_SECONDS": 1.0,
+    "slowjobs.bridge.ledger:EMPTY_MARGIN_SECONDS": 1.0,
+    "slowjobs.bridge.ledger:OVERDUE_MARGIN_SECONDS": 3.0,
+    "slowjobs.bridge.ledger:DEFERRED_MARGIN_SECONDS": 1.0,
+    "slowjobs.bridge.readings:READING_SECONDS": 0.25,
+    "slowjobs.bridge.publishing:_COMMIT_SECONDS": 0.3,
+    "slowjobs.bridge.publishing:_STORING_SECONDS": 0.5,
     "slowjobs.nsq:HEARTBEAT_SECONDS": 1.0,
     "slowjobs.nsq:CONNECT_TIMEOUT_SECONDS": 2.0,
     "slowjobs.nsq:ANSWER_TIMEOUT_SECONDS": 3.0,
@@ -33,11 +36,13 @@ SCALED = {
 #: step -> the function before or behind which the process dies.
 STEPS = {
     # the bridge
-    "before-commit": ("before", "slowjobs.kafka.consumer:Consumer.commit"),
+    "before-commit": ("before", "slowjobs.kafka.consumer:Consumer.commit_now"),
     "before-publish": ("before", "slowjobs.nsq:Publisher.publish"),
     "before-answer": ("after", "slowjobs.nsq:_Stream.flush"),
     "after-publish": ("after", "slowjobs.nsq:Publisher.publish"),
     # the worker
+    "before-result": ("before", "slowjobs.worker.answers:Answers._deliver"),
+    "before-done": ("before", "slowjobs.worker.events:Events.done"),
     "after-started": ("after", "slowjobs.worker.events:Events.started"),
     "after-result": ("after", "slowjobs.worker.answers:Answers._deliver"),
     "after-done": ("after", "slowjobs.worker.events:Events.done"),
@@ -48,47 +53,28 @@ STEPS = {
 def die_at(step: str, call: int) -> None:
     """Have this process killed at the ``call``-th time that it comes to ``step``."""
     when, name = STEPS[step]
+    function = get(name)
     calls = itertools.count(1)
 
-    def die() -> None:
-        if next(calls) == call:
+    def die(at: str) -> None:
+        if at == when and next(calls) == call:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    wrap(name, before=die if when == "before" else None, after=die if when == "after" else None)
-
-
-def wrap(name: str, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None) -> None:
-    """Have ``before`` and ``after`` called around the function ``name``, "module:Class.method"."""
-    wrapped = pkgutil.resolve_name(name)
-
-    @functools.wraps(wrapped)
-    async def around_async(*arguments: Any, **named: Any) -> Any:
-        if before:
-            before()
-        value = await wrapped(*arguments, **named)
-        if after:
-            after()
-        return value
-
-    @functools.wraps(wrapped)
+    @functools.wraps(function)
     def around(*arguments: Any, **named: Any) -> Any:
-        if before:
-            before()
-        value = wrapped(*arguments, **named)
-        if after:
-            after()
+        die("before")
+        value = function(*arguments, **named)
+        die("after")
         return value
 
-    put(name, around_async if inspect.iscoroutinefunction(wrapped) else around)
+    @functools.wraps(function)
+    async def around_async(*arguments: Any, **named: Any) -> Any:
+        die("before")
+        value = await function(*arguments, **named)
+        die("after")
+        return value
 
-
-def put(name: str, value: object) -> None:
-    """Put ``value`` in the place of ``name``, "module:name" or "module:Class.name". AttributeError if nothing is there."""
-    module, _, path = name.partition(":")
-    owner, _, attribute = path.rpartition(".")
-    holder = pkgutil.resolve_name(f"{module}:{owner}")
-    getattr(holder, attribute)
-    setattr(holder, attribute, value)
+    put(name, around_async if inspect.iscoroutinefunction(function) else around)
 
 
 def main() -> None:
@@ -99,11 +85,11 @@ def main() -> None:
     options = parser.parse_args()
     for name, value in SCALED.items():
         put(name, value)
-    if options.bug:
-        bugs.BUGS[options.bug]()
     if options.die_at:
         step, call = options.die_at.split(":")
         die_at(step, int(call))
+    if options.bug:
+        bugs.BUGS[options.bug]()
 
     from slowjobs import cli  # noqa: PLC0415 - after the names have their values
 

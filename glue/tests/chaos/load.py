@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Position = tuple[str, int, int]
 
 #: what requests ask of the handler, and how often: retries, failures and waiting belong to every round.
-DO = {"work": 798, "retry": 60, "fail": 60, "wait": 30, "long": 12, "skip": 30, "reject": 3, "crash": 3, "garbage": 4}
+DO = {"work": 800, "retry": 60, "fail": 60, "wait": 30, "skip": 30, "reject": 3, "crash": 3, "garbage": 4}
 #: those of them that end as dead letters.
 POISON = ("reject", "crash", "garbage")
 #: seconds; a usual request, and one that lasts longer than msg-timeout.
@@ -25,10 +25,11 @@ _SECONDS, _LONG_SECONDS = (0.01, 0.1), 2.5
 
 
 class Load:
-    """Sends requests and remembers which of them Kafka acknowledged."""
+    """Sends requests and remembers which of them Kafka acknowledged. ``long``: of a thousand, so many are long."""
 
-    def __init__(self, arena: Arena, name: str, random: Random) -> None:
+    def __init__(self, arena: Arena, name: str, random: Random, *, long: int) -> None:
         self._lanes = list(arena.lanes.values())
+        self._do = {**DO, "long": long}
         self._sent_of = arena.sent
         self._name = name
         self._random = random
@@ -37,13 +38,19 @@ class Load:
         #: what Kafka has: position -> what it asks of the handler.
         self.acknowledged: dict[Position, str] = {}
         self._producer = Producer(
-            {"bootstrap.servers": arena.services.kafka.address, "enable.idempotence": True, "log_level": 0}
+            {
+                "bootstrap.servers": arena.services.kafka.address,
+                "enable.idempotence": True,
+                # Each request to a partition of its own choice, so that the bridge makes many batches of them.
+                "sticky.partitioning.linger.ms": 0,
+                "log_level": 0,
+            }
         )
 
     def send(self, count: int) -> None:
         """Send ``count`` more, whether Kafka is there or not; bulk has three times what the fast lane has."""
         for _ in range(count):
-            do = self._random.choices(list(DO), DO.values())[0]
+            do = self._random.choices(list(self._do), self._do.values())[0]
             [lane] = self._random.choices(self._lanes, (1, 3))
             self._producer.produce(lane, self._request(do), on_delivery=self._note(do))
             self._sent += 1
