@@ -155,7 +155,7 @@ def main() -> None:
     for round_ in play(rounds, min(options.systems, len(rounds)), options.bug):
         played.append(round_)
         file = sys.stderr if options.json else sys.stdout
-        print(f"{len(played)}/{len(rounds)}", line(round_), file=file, flush=True)  # noqa: T201
+        print(f"{len(played)}/{len(rounds)}", line(round_), file=file, flush=True)
     sums = summary(played)
     document = {"v": 1, "sums": sums, "rounds": [asdict(each) for each in played]}
     print(json.dumps(document) if options.json else _table(sums))  # noqa: T201
