@@ -125,12 +125,12 @@ class Worker:
             yield from self._step()
         if task.dropped:
             return
+        told = self._world.now
         self._tell("started", task)
         yield from self._step()
         if self._world.chance(0.1):  # it waits for a slot, or is parked
             yield from self._wait(self._world.pause(4))
-            if task.dropped:
-                return
+        if not task.dropped and self._world.now > told + 1:
             self._tell("started", task)
             yield from self._step()
         if task.dropped:
