@@ -114,6 +114,8 @@ class Bridge(service.Service):
                         await work.change(tasks, lost, joined)
                     for record in fetched:
                         self._lanes[record.position.topic].add(record)
+                    for (topic, partition), end in consumer.ends().items():
+                        self._lanes[topic].end(partition, end)
                     consumer.hold_back({topic for topic, each in self._lanes.items() if each.backlog.held_back})
                 watch.cancel()
                 await work.end()

@@ -48,6 +48,8 @@ class Lane:
         self.sending = asyncio.Lock()
         #: partition -> the lowest position not done, and when it was produced.
         self.lowest: dict[int, tuple[int, float]] = {}
+        #: partition -> where it ends, behind its last request.
+        self._ends: dict[int, int] = {}
         #: partition -> what was committed last, without its batch.
         self._committed: dict[int, commit.Commit] = {}
 
@@ -79,7 +81,7 @@ class Lane:
         """Drop a partition that went."""
         self.ledger.forget(partition)
         self.backlog.drop(partition)
-        for known in (self.unsettled, self._committed, self.lowest):
+        for known in (self.unsettled, self._committed, self._ends, self.lowest):
             known.pop(partition, None)
 
     @property
@@ -101,6 +103,17 @@ class Lane:
             self.ledger.finish(position)
         else:
             self.ledger.restore(position, self._active)
+
+    def end(self, partition: int, offset: int) -> None:
+        """Note where a partition ends: Kafka gave all requests before it, and what is behind the last one is none."""
+        if partition in self._committed:
+            self._ends[partition] = offset
+
+    def pass_ends(self) -> None:
+        """Pass what is no request at the ends of partitions of which all requests are published."""
+        for partition, end in self._ends.items():
+            if not self.backlog.next(partition):
+                self.ledger.pass_to(partition, end)
 
     # Commit
 

@@ -201,6 +201,12 @@ class Ledger:
         elif position.offset >= partition.listed:
             self._pass(position)
 
+    def pass_to(self, partition: int, end: int) -> None:
+        """Note that there is no request between the last one that was published and ``end``."""
+        known = self._partitions[partition]
+        known.listed = max(known.listed, end)
+        known.mark = max(known.mark, end)
+
     def holds(self, position: documents.Position) -> bool:
         """Tell whether a position was published and is not done."""
         return self._find(position) is not None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import confluent_kafka
 import structlog
@@ -19,6 +20,7 @@ from slowjobs.kafka.common import (
     TIMEOUT_SECONDS,
     Record,
     gather,
+    is_end,
     properties,
     raise_if_fenced,
     records,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from slowjobs import settings
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -71,6 +75,8 @@ class Consumer:
         self._fetched: list[confluent_kafka.Message] = []
         self._assigned: list[confluent_kafka.TopicPartition] = []
         self._revoked: list[confluent_kafka.TopicPartition] = []
+        #: partition -> the offset after the last message that ``fetch`` has returned of it.
+        self._next: dict[tuple[str, int], int] = {}
         #: with ``begin``: what was committed of the partitions that came.
         self._began: dict[tuple[str, int], Committed] = {}
         self._joined = False
@@ -92,6 +98,7 @@ class Consumer:
                     # PostgreSQL can be away for long; that this process works is systemd's watchdog to say.
                     "max.poll.interval.ms": 24 * 3600 * 1000,
                     "auto.offset.reset": "earliest",
+                    "enable.partition.eof": True,
                     "enable.auto.commit": False,
                     "on_commit": self._committed,
                     "queued.max.messages.kbytes": FETCH_AHEAD_KIBIBYTES,
@@ -114,7 +121,22 @@ class Consumer:
         await asyncio.to_thread(self._fetch, count, wait_seconds, gather_seconds)
         self._follow_commit()
         # What an earlier configuration subscribed to can come first: Kafka remembers this member by its name.
-        return [record for record in records(self._fetched) if record.position.topic in self._topics]
+        fetched = [record for record in records(self._fetched) if record.position.topic in self._topics]
+        self._next |= {record.position.partition_of: record.position.offset + 1 for record in fetched}
+        return fetched
+
+    def ends(self) -> dict[tuple[str, int], int]:
+        """Return the partitions that the last ``fetch`` brought to their ends, ``(topic, partition) -> next offset``.
+
+        Only those in which there is something behind the last message, as transactions leave it: a group that commits
+        no more than messages never comes to the end of such a partition.
+        """
+        ends = {
+            (each.topic() or "", each.partition() or 0): each.offset() or 0 for each in self._fetched if is_end(each)
+        }
+        return {
+            where: end for where, end in ends.items() if where[0] in self._topics and end > self._next.get(where, 0)
+        }
 
     def _fetch(self, count: int, wait_seconds: float, gather_seconds: float) -> None:
         gather(self._consume, self._fetched, count, wait_seconds=wait_seconds, gather_seconds=gather_seconds)
@@ -245,6 +267,7 @@ class Consumer:
         gone = {(partition.topic, partition.partition) for partition in partitions}
         self._revoked.extend(partitions)
         self._began = {where: committed for where, committed in self._began.items() if where not in gone}
+        self._next = {where: offset for where, offset in self._next.items() if where not in gone}
         # In place: a fetch goes on adding to it.
         self._fetched[:] = [each for each in self._fetched if (each.topic(), each.partition()) not in gone]
 
@@ -253,34 +276,41 @@ class Consumer:
         if self._begin is None:
             return
         ours = [partition for partition in partitions if partition.topic in self._topics]
-        for partition, committed in zip(ours, self._outlast_committed(ours), strict=True):
+        # To begin a partition elsewhere than where its commit says would be wrong.
+        for partition, committed in zip(ours, _outlast(functools.partial(self._ask_committed, ours)), strict=True):
             self._began[committed.topic, committed.partition] = committed
             offset = self._begin(committed)
             if offset is not None:
                 partition.offset = offset
         self._consumer.incremental_assign(partitions)
 
-    def _outlast_committed(self, partitions: list[confluent_kafka.TopicPartition]) -> list[Committed]:
-        """Ask until Kafka answers: to begin a partition elsewhere than where its commit says would be wrong."""
-        away = retry.OnceAMinute()
-        while True:
-            try:
-                return self._ask_committed(partitions)
-            except confluent_kafka.KafkaException as error:
-                if away.is_due():
-                    log.warning("server.away", server="kafka", error=error.args[0].str())
-                time.sleep(retry.FIRST_WAIT_SECONDS)
-
     def _follow_rebalance(self) -> None:
         if not self._assigned:
             return
-        topics = {partition.topic for partition in self._assigned}
-        log.info("kafka.assigned", partitions=len(self._assigned), topics=" ".join(sorted(topics)))
+        assigned = {(partition.topic, partition.partition) for partition in self._assigned}
+        topics = {topic for topic, _ in assigned}
+        log.info("kafka.assigned", partitions=len(assigned), topics=" ".join(sorted(topics)))
         self._assigned = []
         self._held_back = self._held_back - topics  # a new partition comes without its topic's pause
-        if not self._joined and topics != set(self._topics):
+        if not self._joined and assigned != _outlast(self._partitions):
             # A static member that comes back gets its old partitions without a rebalance, also when it wants other
-            # topics now, and librdkafka does not notice. Subscribing anew makes it ask.
+            # topics now or they have more, and librdkafka does not notice. Subscribing anew makes it ask.
             self._consumer.unsubscribe()
             self._subscribe()
         self._joined = True
+
+    def _partitions(self) -> set[tuple[str, int]]:
+        known = self._consumer.list_topics(timeout=TIMEOUT_SECONDS).topics
+        return {(topic, number) for topic in self._topics if topic in known for number in known[topic].partitions}
+
+
+def _outlast(ask: Callable[[], T]) -> T:
+    """Ask until Kafka answers."""
+    away = retry.OnceAMinute()
+    while True:
+        try:
+            return ask()
+        except confluent_kafka.KafkaException as error:
+            if away.is_due():
+                log.warning("server.away", server="kafka", error=error.args[0].str())
+            time.sleep(retry.FIRST_WAIT_SECONDS)

@@ -108,6 +108,7 @@ class Persister(service.Service):
                     _BATCH_MESSAGES, wait_seconds=_BATCH_SECONDS, gather_seconds=_BATCH_SECONDS
                 )
                 batch = self._read(fetched)
+                batch.offsets.update(consumer.ends())
                 # Nothing to commit, perhaps: then what Kafka did not take before goes again.
                 consumer.commit(await writing)
                 writing = asyncio.ensure_future(self._persist(batch, producer))
