@@ -23,6 +23,8 @@ pytestmark = pytest.mark.acceptance
 BRIEF = ("/bin/sh", "-c", "sleep 0.2; cat")
 #: Runs until the file "gate" is there, and then finds full what it needs.
 BUSY_IN_THE_END = ("/bin/sh", "-c", "cat >> runs.log; until [ -e gate ]; do sleep 0.05; done; exit 69")
+#: Who finds its resource full is parked for this long.
+PATIENT = {"base_seconds": 60, "cap_seconds": 60}
 
 
 def _starts(system: System, lane: str) -> list[float]:
@@ -84,10 +86,22 @@ def test_what_finds_its_resource_full_after_a_pause_goes_back_and_does_not_begin
     assert system.worker.state()["parked"] == []
 
 
+def test_what_comes_just_after_a_worker_was_told_goes_back_too(make_system: MakeSystem) -> None:
+    system = make_system(handler=("/bin/sh", "-c", "exit 69"), slots=1, pool={"retry": PATIENT})
+    system.setup()
+    system.send_requests(["a"])
+    system.start(system.bridge, system.worker)
+    wait_until(lambda: system.worker.state()["parked"], 30, "it to be parked")
+    # The lane is not paused, so what goes back comes again at once, as if it had been on its way.
+    system.worker.release()
+    wait_until(lambda: system.events("requeued"), 10, "it to go back again", accept=lambda events: len(events) == 2)
+    wait_until(lambda: system.worker.state()["parked"], 10, "it to come and stay")
+
+
 def test_pause_says_what_it_changed_what_was_so_already_and_what_workers_gave_back(make_system: MakeSystem) -> None:
     system = make_system(
         handler=("/bin/sh", "-c", "exit 69"), lanes={"one": {}, "two": {}}, worker_hosts=("worker1", "worker2"),
-        nsqd_hosts=(ACTIVE, SECOND), pool={"retry": {"base_seconds": 60, "cap_seconds": 60}},
+        nsqd_hosts=(ACTIVE, SECOND), pool={"retry": PATIENT},
     )  # fmt: skip
     system.setup()
     first, second = system.services.nsqd, system.services.second_nsqd
