@@ -39,11 +39,17 @@ def _serve(
     try:
         asyncio.run(_run())
     except* settings.ConfigurationError as group:
-        common.fail(f"{path}: {group.exceptions[0]}", common.EXIT_USAGE)
+        common.fail(f"{path}: {_first(group)}", common.EXIT_USAGE)
     except* kafka.FencedError as group:
-        common.fail(f"another {name} has taken over: {group.exceptions[0]}", common.EXIT_FENCED)
+        common.fail(f"another {name} has taken over: {_first(group)}", common.EXIT_FENCED)
     except* (OSError, kafka.ProducerFailedError, documents.UnknownVersionError) as group:
-        common.fail(f"{name} failed: {group.exceptions[0]}", common.EXIT_FAILED)
+        common.fail(f"{name} failed: {_first(group)}", common.EXIT_FAILED)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return an error that is no group: tasks of tasks raise groups of groups."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 @click.command("bridge")
