@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 #: seconds before a server that is away is asked again, at first and at most.
 FIRST_WAIT_SECONDS = 0.5
-_LONGEST_WAIT_SECONDS = 5.0
+_LONGEST_WAIT_SECONDS = 2.0
 #: seconds between two log lines about the same trouble.
 _LOG_EVERY_SECONDS = 60.0
 
@@ -49,14 +49,14 @@ class OnceAMinute:
 
 def _wait(state: tenacity.RetryCallState) -> float:
     longest = min(FIRST_WAIT_SECONDS * 2 ** (state.attempt_number - 1), _LONGEST_WAIT_SECONDS)
-    # Not all at the same moment; and at most so long that connecting, too, is within the 5 s.
+    # Not all at the same moment.
     return float(longest * random.uniform(0.5, 0.9))  # noqa: S311 - jitter, no secret
 
 
 def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetrying:
     """Retry for ever while ``server`` fails with ``errors``, logged once a minute.
 
-    Waits 0.5 s doubling to 5 s, less a random part.
+    Waits 0.5 s doubling to 2 s, less a random part: what waits for two servers in turn works again within 10 s.
     """
     away = OnceAMinute()
 

@@ -47,8 +47,9 @@ def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: obj
         # librdkafka reconnects by itself. Its own log would say so at every try; what ends a call comes as an error.
         "log_level": 2,
         "error_cb": _ErrorLog(),
-        "reconnect.backoff.ms": 500,
-        "reconnect.backoff.max.ms": 5000,
+        # Up to half as much more is drawn; with librdkafka's 10 s all would work again long after Kafka does.
+        "reconnect.backoff.ms": 250,
+        "reconnect.backoff.max.ms": 1500,
     }
     return {**defaults, **secrets.kafka, **kafka.properties, **ours}
 
