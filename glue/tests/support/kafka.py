@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 #: bytes; what `setup` gives result and dead-letter topics, so that a producer of these tests may fill them too.
 LARGE_MESSAGE_BYTES = 21 * 1024 * 1024
 #: what a broker that has just come back says.
-_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._UNKNOWN_PARTITION)
 #: Kafka wants 16 bytes in base64.
 CLUSTER_ID = "c2xvd2pvYnMtdGVzdHMtMQ"
 #: A small heap and no late optimisation: the node starts in two seconds and the machine has two cores.
