@@ -174,8 +174,9 @@ class Arena(System):
         return values
 
     def held(self) -> dict[str, int]:
-        """Return how much nsqd holds of each lane."""
-        return {lane: self.services.nsqd.outstanding(lane) for lane in self.lanes.values()}
+        """Return how much nsqd holds of each lane of which it holds anything."""
+        held = {lane: self.services.nsqd.outstanding(lane) for lane in self.lanes.values()}
+        return {lane: count for lane, count in held.items() if count}
 
     def published(self) -> tuple[int, int]:
         """Return when nsqd was started, and how many messages were published to the lanes since."""
@@ -183,9 +184,13 @@ class Arena(System):
         counts = [topic["message_count"] for topic in stats["topics"] if topic["topic_name"] in self.lanes.values()]
         return stats["start_time"], sum(counts)
 
-    def uncommitted(self, lane: str) -> int:
-        """Return how many of all requests that a lane ever had are not committed as done."""
-        return self.sent[lane] - self.services.kafka.committed("slowjobs-bridge", lane)
+    def uncommitted(self) -> int:
+        """Return how many of all requests that there ever were are not committed as done."""
+        return self.sent.total() - sum(self.services.kafka.committed("slowjobs-bridge", lane) for lane in self.sent)
+
+    def missing(self) -> int:
+        """Return how many requests the bridge says that NSQ has lost."""
+        return sum(lane["missing"] for lane in self.bridge.state()["lanes"].values())
 
     def forget_runs(self) -> None:
         """Empty the handlers' notes; none may run."""

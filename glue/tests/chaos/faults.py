@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -217,10 +217,21 @@ def _second_bridge(scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
-def _channel_emptied(scene: Scene) -> Iterator[None]:
-    lane = scene.random.choice(list(scene.arena.lanes.values()))
-    scene.arena.services.nsqd.post(f"/channel/empty?topic={quote(lane)}&channel={quote(scene.arena.pool)}")
+def _lanes_paused(scene: Scene) -> Iterator[None]:
+    _tell_channels(scene, "pause", scene.arena.lanes.values())
     yield
+    _tell_channels(scene, "unpause", scene.arena.lanes.values())
+
+
+@contextmanager
+def _channel_emptied(scene: Scene) -> Iterator[None]:
+    _tell_channels(scene, "empty", [scene.random.choice(list(scene.arena.lanes.values()))])
+    yield
+
+
+def _tell_channels(scene: Scene, what: str, lanes: Iterable[str]) -> None:
+    for lane in lanes:
+        scene.arena.services.nsqd.post(f"/channel/{what}?topic={quote(lane)}&channel={quote(scene.arena.pool)}")
 
 
 @contextmanager
@@ -270,8 +281,9 @@ FAULTS: Mapping[str, Fault] = {
     "connections-reset": Fault(_connections_reset, CUT_OFF, "connections", _SHORT),
     "connections-dead": Fault(_connections_dead, CUT_OFF, "connections", _LONG),
     "disk-full": Fault(_disk_full, FORGOTTEN, "nsqd", _SHORT),
-    "channel-emptied": Fault(_channel_emptied, FORGOTTEN, "channel", _SHORT),
-    "published-by-hand": Fault(_published_by_hand, BY_HAND, "channel", _SHORT),
+    "lanes-paused": Fault(_lanes_paused, NOTHING, "channel nsqd", _SHORT),
+    "channel-emptied": Fault(_channel_emptied, FORGOTTEN, "channel nsqd", _SHORT),
+    "published-by-hand": Fault(_published_by_hand, BY_HAND, "channel nsqd", _SHORT),
 }
 
 
