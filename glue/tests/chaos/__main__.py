@@ -58,6 +58,7 @@ def play(rounds: Sequence[Round], systems: int, bug: str | None) -> Iterator[Rou
         for _ in rounds:
             yield _next(played, theatres)
     except BaseException:
+        tasks.cancel_join_thread()  # nobody reads the rest of them
         for process in theatres:
             process.terminate()
         raise
