@@ -15,7 +15,7 @@ SCRIPTS := bench inventory molecule plugins tools
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help up deploy demo down lint lint-yaml lint-ansible lint-shell lint-python check test test-unit test-integration \
-	test-acceptance fuzz molecule bench control artefacts
+	test-acceptance chaos fuzz molecule bench control artefacts
 
 help: ## Print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ test-integration: artefacts ## Each service against a real nsqd, Kafka and Postg
 test-acceptance: artefacts ## The services as processes, killed while work flows, and an account of all requests
 	@tools/bootstrap.sh tests
 	cd glue && pytest tests/acceptance
+
+chaos: artefacts ## Kill, freeze and cut off all there is while work flows, and account for it; SEED=7 ROUNDS=20 FAULTS=nsqd-killed
+	@tools/bootstrap.sh tests
+	@PYTHONPATH=glue/tests python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(FAULTS),--faults $(FAULTS)) $(if $(REQUESTS),--requests $(REQUESTS))
 
 fuzz: control ## Feed what nobody expects to all that reads what others wrote; MINUTES=10
 	cd glue && PYTHONPATH=tests python -m fuzz --minutes $(MINUTES)
