@@ -71,7 +71,7 @@ def nsqd_tells_too_little(world: World) -> None:
         host.kill()
         host.misreported = -1
 
-    world.excused |= {"P2", "P4", "P5"}
+    world.excused |= {"P2", "P4", "P5", "O"}
     _down(world, _host(world), kill)
 
 
