@@ -59,6 +59,12 @@ def pss_bytes(roots: Iterable[int]) -> int:
     return total * 1024
 
 
+def rss_bytes(pid: int) -> int:
+    """Return how much of a process' memory is resident."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) * 1024
+
+
 def signal_all(roots: Iterable[int], number: signal.Signals) -> None:
     """Send a signal to ``roots`` and their descendants."""
     _signal(of(roots), number)
