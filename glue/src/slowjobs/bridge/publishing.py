@@ -25,6 +25,8 @@ log = structlog.get_logger()
 GROUP = "slowjobs-bridge"
 #: seconds between two commits of what is done.
 _COMMIT_SECONDS = 1.0
+#: seconds between a commit and its answer after which another bridge may have committed since.
+_STOOD_SECONDS = 20.0
 #: how often nsqd is asked whether a connection is gone, and how many seconds are between.
 _GONE_TRIES = 30
 _ASK_SECONDS = 0.5
@@ -259,7 +261,7 @@ class Publishing:
                     asked = time.monotonic()
                     committed = self._lane.to_commit(partition, self._events.next)
                     await self._consumer.commit_now([committed])
-                    if time.monotonic() - asked > kafka.SESSION_SECONDS / 2:
+                    if time.monotonic() - asked > _STOOD_SECONDS:
                         # This process stood still: another one may have its place by now.
                         await self._check_place(committed)
 
