@@ -30,8 +30,10 @@ MAX_MESSAGE_BYTES = 21 * 1024 * 1024
 MAX_BODY_BYTES = 20 * 1024 * 1024
 #: seconds; for one question to a broker.
 TIMEOUT_SECONDS = 10.0
-#: seconds after which Kafka gives a consumer's place in its group to another.
-SESSION_SECONDS = 45
+#: seconds after which Kafka gives a consumer's place in its group to another, and a consumer gives it up that has not
+#: heard from Kafka. Long, for nobody waits for the place: another instance takes it at once. It is what the oldest
+#: brokers allow.
+SESSION_SECONDS = 300
 #: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
 FETCH_AHEAD_KIBIBYTES = 16 * 1024
 _FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
@@ -108,6 +110,10 @@ class ProducerFailedError(Exception):
 
 class FencedError(Exception):
     """Another instance of the same service has taken over this one's place in its consumer group."""
+
+
+class PlaceLostError(Exception):
+    """Kafka was away for longer than ``SESSION_SECONDS``, and librdkafka has given up: only a new process helps."""
 
 
 def raise_if_fenced(error: confluent_kafka.KafkaError) -> None:

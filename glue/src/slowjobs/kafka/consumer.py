@@ -18,6 +18,8 @@ from slowjobs.kafka.common import (
     FETCH_AHEAD_KIBIBYTES,
     SESSION_SECONDS,
     TIMEOUT_SECONDS,
+    FencedError,
+    PlaceLostError,
     Record,
     gather,
     is_end,
@@ -27,7 +29,7 @@ from slowjobs.kafka.common import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from slowjobs import settings
 
@@ -80,6 +82,8 @@ class Consumer:
         #: with ``begin``: what was committed of the partitions that came.
         self._began: dict[tuple[str, int], Committed] = {}
         self._joined = False
+        #: Kafka was away for too long, and this is no member until it has partitions again.
+        self._place_lost = False
         #: offsets that are on their way to Kafka, those that go next, and Kafka's answer to the first.
         self._committing: dict[tuple[str, int], int] = {}
         self._uncommitted: dict[tuple[str, int], int] = {}
@@ -115,13 +119,16 @@ class Consumer:
     async def fetch(self, count: int, *, wait_seconds: float, gather_seconds: float = 0) -> list[Record]:
         """Return at most ``count`` messages, and fewer when they are large: those on the way are not all in memory.
 
-        Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. Raises FencedError.
+        Waits at most ``wait_seconds`` for the first, then ``gather_seconds`` for more. Raises FencedError or
+        PlaceLostError.
         """
         self._fetched = []
         await asyncio.to_thread(self._fetch, count, wait_seconds, gather_seconds)
-        self._follow_commit()
+        with self._telling_who():
+            self._follow_commit()
+            came = list(records(self._fetched))
         # What an earlier configuration subscribed to can come first: Kafka remembers this member by its name.
-        fetched = [record for record in records(self._fetched) if record.position.topic in self._topics]
+        fetched = [record for record in came if record.position.topic in self._topics]
         self._next |= {record.position.partition_of: record.position.offset + 1 for record in fetched}
         return fetched
 
@@ -184,10 +191,26 @@ class Consumer:
     async def commit_now(self, commits: Iterable[Committed]) -> None:
         """Return when Kafka has the commits, which are made in the order of the calls; not to be mixed with ``commit``.
 
-        Raises FencedError, or CommitError when Kafka perhaps has not: the same or a later one may be tried. One that
-        has begun goes on when its caller is cancelled, ``close`` waits for it a short time, and the log has its error.
+        Raises FencedError, PlaceLostError, or CommitError when Kafka perhaps has not: the same or a later one may be
+        tried. One that has begun goes on when its caller is cancelled, ``close`` waits for it a short time, and the log
+        has its error.
         """
-        await self._committer.commit(commits)
+        with self._telling_who():
+            await self._committer.commit(commits)
+
+    @contextlib.contextmanager
+    def _telling_who(self) -> Iterator[None]:
+        """Tell being fenced by another instance from that by ourselves.
+
+        librdkafka gives its name in the group up after the session timeout and joins anew, and a commit that it had put
+        off goes without a name: Kafka takes that for another instance's.
+        """
+        try:
+            yield
+        except FencedError as error:
+            if self._place_lost:
+                raise PlaceLostError(f"Kafka was away for longer than {SESSION_SECONDS} s: {error}") from error
+            raise
 
     def hold_back(self, topics: set[str]) -> None:
         """Fetch nothing of just these topics until told otherwise; the group membership goes on."""
@@ -261,7 +284,11 @@ class Consumer:
         self._committing = {}
 
     def _subscribe(self) -> None:
-        self._consumer.subscribe(self._topics, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
+        self._consumer.subscribe(self._topics, on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
+
+    def _lose(self, consumer: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
+        self._place_lost = True
+        self._revoke(consumer, partitions)
 
     def _revoke(self, _: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
         gone = {(partition.topic, partition.partition) for partition in partitions}
@@ -273,6 +300,7 @@ class Consumer:
 
     def _assign(self, _: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
         self._assigned.extend(partitions)
+        self._place_lost = False
         if self._begin is None:
             return
         ours = [partition for partition in partitions if partition.topic in self._topics]
