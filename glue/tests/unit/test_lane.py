@@ -182,3 +182,20 @@ def test_what_kafka_gives_again_is_not_published_again() -> None:
     for offset in range(4):
         lane.add(_record(offset))
     assert [record.position.offset for record in lane.backlog.head(10, 1000)] == [2, 3]
+
+
+def test_events_about_a_topic_that_is_gone_are_not_taken_for_the_new_one() -> None:
+    lane = _lane()
+    lane.begin(kafka.Committed("check", 0, None, ""), EVENTS, "second")
+    done = documents.Event("done", "worker1/fixity/1", "check", _at(5), nsqd="svc506", outcome="result")
+    lane.ledger.apply(done, EVENTS - 1)  # read again for the sake of another lane
+    assert not lane.ledger.is_done(_at(5))
+
+
+def test_a_request_that_was_refused_between_others_is_remembered_no_longer_than_needed() -> None:
+    lane = _began()
+    dead = documents.Event("done", "control1/bridge", "check", _at(1), outcome="dead", reason="not-json")
+    lane.ledger.apply(dead, EVENTS)
+    _publish(lane, [0, 2])
+    lane.ledger.finish(_at(1))
+    assert lane.ledger.events_needed(0, EVENTS + 9) == EVENTS + 9

@@ -41,7 +41,7 @@ class Backlog:
         self._bytes += len(record.value)
 
     def head(self, count: int, size: int) -> list[kafka.Record]:
-        """Return the next requests of one partition: at least one, at most ``count`` and, together, ``size`` bytes."""
+        """Return the next requests of one partition: at least one, at most ``count``, and together ``size`` bytes."""
         queue = next(iter(self._partitions.values()))
         taken: list[kafka.Record] = []
         for record in queue:

@@ -61,14 +61,14 @@ class Lane:
         self._topic_id = topic_id
         partition = committed.partition
         self.forget(partition)
-        self.ledger.begin(partition, at.mark, at.listed)
+        begin = events if at.events is None else at.events
+        self.ledger.begin(partition, at.mark, at.listed, begin)
         for offset, host in at.undone.items():
             self.ledger.restore(documents.Position(self.topic, partition, offset), host)
         if at.batch:
             sent = [offset for offset in at.batch.offsets if offset in at.undone]
             self.ledger.publish([documents.Position(self.topic, partition, offset) for offset in sent], at.batch.host)
             self.unsettled[partition] = at.batch
-        begin = events if at.events is None else at.events
         self._committed[partition] = dataclasses.replace(at, events=begin, batch=None)
         return begin
 

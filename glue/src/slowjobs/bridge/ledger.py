@@ -105,6 +105,8 @@ class _Partition:
 
     mark: int
     listed: int
+    #: the first event that is about it: earlier ones may be about a topic of the same name that is gone.
+    events: int
     undone: dict[int, _Request] = field(default_factory=dict)
     ahead: dict[int, int] = field(default_factory=dict)
 
@@ -156,10 +158,13 @@ class Ledger:
 
     # What the bridge publishes
 
-    def begin(self, partition: int, mark: int, listed: int) -> None:
-        """Begin with a partition, or anew: all below ``listed`` is done, but for what ``restore`` says."""
+    def begin(self, partition: int, mark: int, listed: int, events: int = 0) -> None:
+        """Begin with a partition, or anew: all below ``listed`` is done, but for what ``restore`` says.
+
+        ``events``: the offset of the first event that is taken in.
+        """
         self.forget(partition)
-        self._partitions[partition] = _Partition(mark, listed)
+        self._partitions[partition] = _Partition(mark, listed, events)
 
     def forget(self, partition: int) -> None:
         """Drop a partition: its commit says all."""
@@ -200,6 +205,7 @@ class Ledger:
             partition.undone.pop(position.offset).state = _State.DONE
         elif position.offset >= partition.listed:
             self._pass(position)
+        partition.ahead.pop(position.offset, None)
 
     def pass_to(self, partition: int, end: int) -> None:
         """Note that there is no request between the last one that was published and ``end``."""
@@ -225,7 +231,6 @@ class Ledger:
         partition = self._partitions[position.partition]
         partition.listed = position.offset + 1
         partition.mark = max(partition.mark, partition.listed)
-        partition.ahead.pop(position.offset, None)
 
     def _find(self, position: documents.Position) -> _Request | None:
         partition = self._partitions.get(position.partition)
@@ -267,6 +272,8 @@ class Ledger:
             self._end_runs_of(event)
             return
         if event.position is None or event.position.partition not in self._partitions:
+            return
+        if offset < self._partitions[event.position.partition].events:
             return
         if event.event == "done":
             partition = self._partitions[event.position.partition]

@@ -100,11 +100,13 @@ class Publishing:
     async def _publish_new(self) -> None:
         lane = self._lane
         await self._connect()
+        if not self._may_publish_new():
+            return
         records = lane.backlog.head(min(lane.room, self._publisher.batch), nsq.MAX_BATCH_BYTES)
         bodies = await self._bodies(records)
         async with lane.publishing:
             # A reading or Kafka may have changed all this meanwhile.
-            if self._may_publish_new() and lane.backlog.begins_with(records[0]):
+            if self._may_publish_new(len(bodies)) and lane.backlog.begins_with(records[0]):
                 lane.ledger.publish(list(bodies), self._active)
                 for record in records:
                     if record.position not in bodies:
@@ -112,14 +114,16 @@ class Publishing:
                 lane.backlog.remove(records[0].position.partition, len(records))
                 await self._send(bodies)
 
-    def _may_publish_new(self) -> bool:
+    def _may_publish_new(self, count: int = 1) -> bool:
         ledger = self._lane.ledger
-        return self._lane.room > 0 and not ledger.lost and not ledger.holding
+        return self._lane.room >= count and not ledger.lost and not ledger.holding
 
     async def _publish_again(self) -> None:
         lane = self._lane
         await self._connect()
         lost = lane.ledger.lost
+        if not lost or not lane.cap.room:
+            return
         chosen = sorted(
             (position for position in lost if position.partition == lost[0].partition),
             key=lambda position: position.offset,
@@ -129,7 +133,7 @@ class Publishing:
             # What was told to be done, or alive, meanwhile is not lost.
             still = set(lane.ledger.lost)
             bodies = {position: body for position, body in bodies.items() if position in still}
-            if bodies:
+            if 0 < len(bodies) <= lane.cap.room:
                 log.warning("bridge.published_again", lane=lane.name, positions=[str(each) for each in bodies])
                 lane.ledger.publish(list(bodies), self._active)
                 await self._send(bodies)
