@@ -140,10 +140,10 @@ def test_what_is_deferred_and_told_before_the_commit_is_known_after_a_restart() 
     lane = _began()
     _publish(lane, [0])
     event = documents.Event("requeued", "worker1/fixity/1", "check", _at(0), nsqd="svc506", until=documents.now(600))
-    lane.ledger.apply(event, 50)
-    assert commit.read(lane.to_commit(0, EVENTS).metadata, 0).events == 50
+    lane.ledger.apply(event, EVENTS + 3)
+    assert commit.read(lane.to_commit(0, EVENTS + 9).metadata, 0).events == EVENTS + 3
     _done(lane, 0)
-    assert commit.read(lane.to_commit(0, EVENTS).metadata, 0).events == EVENTS
+    assert commit.read(lane.to_commit(0, EVENTS + 9).metadata, 0).events == EVENTS + 9
 
 
 def test_the_room_is_what_neither_ledger_nor_nsqd_take() -> None:
