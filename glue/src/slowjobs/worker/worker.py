@@ -330,8 +330,9 @@ class Worker(service.Service):
             self._slots.release(turn)
 
     async def _announce(self, task: Task) -> None:
+        told_at = asyncio.get_running_loop().time()
         await self._events.started(task)
-        task.announced_at = asyncio.get_running_loop().time()
+        task.announced_at = told_at
 
     def _is_announced(self, task: Task) -> bool:
         age = asyncio.get_running_loop().time() - (task.announced_at or 0)
