@@ -156,6 +156,8 @@ class Tail:
                 "group.id": "tests-tail",
                 "enable.auto.commit": False,
                 "fetch.wait.max.ms": 50,
+                # A broker that has just come back can name a topic without its partitions, and is believed until then.
+                "topic.metadata.refresh.interval.ms": 2000,
                 "log_level": 0,
             }
         )

@@ -52,6 +52,8 @@ def properties(kafka: settings.Kafka, secrets: settings.Credentials, **ours: obj
         # Up to half as much more is drawn; with librdkafka's 10 s all would work again long after Kafka does.
         "reconnect.backoff.ms": 250,
         "reconnect.backoff.max.ms": 1500,
+        # A broker that has just come back can name a topic without its partitions, and is believed until then.
+        "topic.metadata.refresh.interval.ms": 5000,
     }
     return {**defaults, **secrets.kafka, **kafka.properties, **ours}
 

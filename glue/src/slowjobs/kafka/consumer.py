@@ -108,7 +108,6 @@ class Consumer:
                     "queued.max.messages.kbytes": FETCH_AHEAD_KIBIBYTES,
                     "fetch.message.max.bytes": 4 * 1024 * 1024,
                     "fetch.wait.max.ms": 100,
-                    "topic.metadata.refresh.interval.ms": 30000,
                     "allow.auto.create.topics": False,
                 },
             )
