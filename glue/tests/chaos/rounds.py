@@ -36,6 +36,8 @@ class Round:
     requests: int = REQUESTS
     #: of a thousand requests, so many last longer than msg-timeout.
     long: int = 12
+    #: the faults last at least so long, whatever is drawn.
+    fault_seconds: float = 0.0
     #: after the last fault, in which all has to come to its end.
     patience_seconds: float = PATIENCE_SECONDS
     figures: Figures = field(default_factory=Figures)
@@ -96,7 +98,8 @@ def _strike(scene: Scene, load: Load, round_: Round) -> None:
             fault = find(name)
             last.enter_context(fault.strike(scene))
             load.send(round_.requests // parts)
-        scene.arena.pause(max(scene.random.uniform(*find(name).seconds) for name in round_.faults))
+        drawn = (scene.random.uniform(*find(name).seconds) for name in round_.faults)
+        scene.arena.pause(max(round_.fault_seconds, *drawn))
 
 
 def _settle(arena: Arena, account: Account, patience_seconds: float) -> None:
