@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ class Publishing:
         #: nsqd's start_time and the topic's message_count, as far as we know; zeros while that has to be asked.
         self._count = 0, 0
         self._committing = asyncio.Lock()
+        #: bodies of what is likely to be published next.
+        self._ahead: dict[documents.Position, bytes] = {}
 
     async def run(self) -> None:
         """Publish for ever. Raises kafka.FencedError when another bridge has taken over."""
@@ -166,7 +169,10 @@ class Publishing:
         async with lane.sending:
             lane.cap.send(len(bodies))
             try:
-                await self._publisher.publish(lane.name, list(bodies.values()))
+                await asyncio.gather(
+                    self._publisher.publish(lane.name, list(bodies.values())),
+                    self._write_ahead(),
+                )
             except nsq.ERRORS as error:
                 log.warning("bridge.answer_missing", lane=lane.name, requests=len(bodies), error=repr(error))
             else:
@@ -285,12 +291,23 @@ class Publishing:
             if self._lane.ledger.is_done(record.position):
                 continue
             try:
-                limit = self._config.nsqd.max_message_bytes
-                _, body = documents.write_assignment(record.value, record.position, self._lane.kind, limit)
-                bodies[record.position] = body
+                bodies[record.position] = self._ahead.get(record.position) or self._write(record)
             except kinds.RejectedError as error:
                 await self._bury(record.position, record.value, error.reason, error.error)
         return bodies
+
+    def _write(self, record: kafka.Record) -> bytes:
+        limit = self._config.nsqd.max_message_bytes
+        return documents.write_assignment(record.value, record.position, self._lane.kind, limit)[1]
+
+    async def _write_ahead(self) -> None:
+        """Write what is next while nsqd stores what came before: the one takes about as long as the other."""
+        self._ahead = {}
+        count = min(self._lane.room, self._publisher.batch)
+        if self._lane.backlog and count > 0:
+            for record in self._lane.backlog.head(count, nsq.MAX_BATCH_BYTES):
+                with contextlib.suppress(kinds.RejectedError):
+                    self._ahead[record.position] = self._write(record)
 
     async def _bury(self, position: documents.Position, raw: bytes | None, reason: str, error: str) -> None:
         name = self._lane.name
