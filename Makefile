@@ -87,10 +87,11 @@ molecule: artefacts ## Roles and site on test hosts of their own; SCENARIO=nsqd 
 	@$(MOLECULE) destroy
 	@$(MOLECULE) test --no-command-borders $(addprefix --scenario-name=,$(SCENARIO))
 
-bench: artefacts ## What a task and an idle slot cost here, and with Celery and RQ; the persister beside COPY (about 5 minutes)
+bench: artefacts ## What a task and an idle slot cost here, and with Celery and RQ; the persister beside COPY, the bridge beside MPUB (about 9 minutes)
 	@tools/bootstrap.sh bench tests
 	@PYTHONPATH=glue/tests $(CACHE)/bench/bin/python bench/run.py
 	@PYTHONPATH=glue/tests python bench/persister.py
+	@PYTHONPATH=glue/tests python bench/bridge.py
 
 control:
 	@tools/bootstrap.sh control

@@ -39,7 +39,9 @@ class QuickWorker(threading.Thread):
         self._straggler: documents.Position | None = None
         self._held: list[tuple[bytes, bytes]] = []
         self._ended = threading.Event()
-        self._producer = confluent_kafka.Producer({"bootstrap.servers": kafka_address, "enable.idempotence": True})
+        self._producer = confluent_kafka.Producer(
+            {"bootstrap.servers": kafka_address, "enable.idempotence": True, "log_level": 0}
+        )
         self._connection = Connection(nsqd.tcp_address)
         self._connection.subscribe(topic, channel, AT_ONCE)
 
