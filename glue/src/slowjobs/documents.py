@@ -244,6 +244,8 @@ _OUTCOMES = (None, *get_args(Outcome))
 def read_event(raw: bytes) -> Event:
     """Read an event. Raises kinds.RejectedError, or UnknownVersionError."""
     members = kinds.parse_object(raw)
+    if not isinstance(members.get("v"), int):
+        raise kinds.RejectedError("member-missing", "'v' is missing: nobody of ours wrote this")
     check_version(members)
     _check_event(members)
     position = None if members.get("position") is None else _position(members["position"])

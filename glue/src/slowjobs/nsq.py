@@ -219,7 +219,9 @@ class Publisher:
                 await self._stream.flush()
                 await self._stream.answer()
         except BaseException:
-            self.close()
+            # What is left of it in a buffer must not go out later.
+            self._stream.abort()
+            self._stream = None
             raise
         stored = len(bodies) * _BATCH_SECONDS / (time.monotonic() - begun)
         self.batch = max(FIRST_BATCH, min(MAX_BATCH, int(stored)))
@@ -394,9 +396,11 @@ class Api:
         self._session = session
         self._url = f"http://{address}"
 
-    async def stats(self) -> Stats:
-        """Read the figures of all topics."""
+    async def stats(self, topic: str | None = None) -> Stats:
+        """Read the figures of all topics, or of one."""
         query = {"format": "json", "include_clients": "false", "include_mem": "false"}
+        if topic is not None:
+            query["topic"] = topic
         return _read_stats(await self._call("GET", "/stats", query), self._url)
 
     async def publishers(self) -> set[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 EVENTS = 77
+_EVENT_OFFSETS = itertools.count(EVENTS + 100)
 
 
 def _lane(max_outstanding: int = 1000) -> Lane:
@@ -44,7 +46,7 @@ def _record(offset: int) -> kafka.Record:
 
 def _began(metadata: str = "", offset: int | None = None) -> Lane:
     lane = _lane()
-    lane.begin(kafka.Committed("check", 0, offset, metadata), EVENTS)
+    lane.begin(kafka.Committed("check", 0, offset, metadata), EVENTS, "first")
     return lane
 
 
@@ -56,7 +58,7 @@ def _publish(lane: Lane, offsets: Iterable[int]) -> None:
 
 def _done(lane: Lane, offset: int) -> None:
     done = documents.Event("done", "worker1/fixity/1", "check", _at(offset), nsqd="svc506", outcome="result")
-    lane.ledger.apply(done, EVENTS)
+    lane.ledger.apply(done, next(_EVENT_OFFSETS))
 
 
 def test_the_commit_is_the_lowest_that_is_not_done_and_a_restart_goes_on_from_it() -> None:
@@ -148,7 +150,7 @@ def test_what_is_deferred_and_told_before_the_commit_is_known_after_a_restart() 
 
 def test_the_room_is_what_neither_ledger_nor_nsqd_take() -> None:
     lane = _lane(max_outstanding=10)
-    lane.begin(kafka.Committed("check", 0, None, ""), EVENTS)
+    lane.begin(kafka.Committed("check", 0, None, ""), EVENTS, "first")
     for _ in range(2):
         lane.cap.end_reading(lane.cap.begin_reading(), 3, copying=False)
     assert lane.room == 7
@@ -199,3 +201,36 @@ def test_a_request_that_was_refused_between_others_is_remembered_no_longer_than_
     _publish(lane, [0, 2])
     lane.ledger.finish(_at(1))
     assert lane.ledger.events_needed(0, EVENTS + 9) == EVENTS + 9
+
+
+@pytest.mark.parametrize(("then", "now"), [("", "first"), ("first", "")])
+def test_an_id_that_is_not_known_does_not_make_a_topic_another(then: str, now: str) -> None:
+    lane = _lane()
+    lane.begin(kafka.Committed("check", 0, None, ""), EVENTS, then)
+    _publish(lane, range(10))
+    again = _lane()
+    again.begin(lane.to_commit(0, EVENTS), EVENTS, now)
+    assert again.ledger.mark(0) == 10
+
+
+def test_a_commit_that_kafka_did_not_take_is_made_again() -> None:
+    lane = _began()
+    _publish(lane, [0])
+    _done(lane, 0)
+    lane.to_commit(0, EVENTS)
+    assert lane.has_changed(0, EVENTS)
+    lane.confirm([0])
+    assert not lane.has_changed(0, EVENTS)
+
+
+def test_what_was_told_before_is_not_told_again() -> None:
+    lane = _began()
+    _publish(lane, [0])
+    started = documents.Event("started", "worker1/fixity/1", "check", _at(0), nsqd="svc506")
+    up = documents.Event("up", "worker1/fixity/2")
+    again = documents.Event("started", "worker1/fixity/2", "check", _at(0), nsqd="svc506")
+    for number, event in enumerate((started, up, again)):
+        lane.ledger.apply(event, EVENTS + number)
+    lane.ledger.apply(started, EVENTS)
+    lane.ledger.apply(up, EVENTS + 1)
+    assert lane.ledger.events_needed(0, EVENTS + 9) == EVENTS + 2

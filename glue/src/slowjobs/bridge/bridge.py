@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import math
 from dataclasses import dataclass
 from secrets import token_hex
@@ -32,9 +31,9 @@ _READING_SECONDS = 0.1
 _IDLE_READING_SECONDS = 1.0
 #: seconds that a poll of Kafka waits.
 _POLL_SECONDS = 0.1
-#: seconds between two looks at whether the topics are the same.
+#: seconds between two looks at whether the topics are still the same.
 _TOPICS_SECONDS = 15.0
-#: seconds that a stopping bridge gives all together: an answer of nsqd, and the last commit.
+#: seconds that a stopping bridge gives an answer of nsqd and the last commit together.
 _STOP_SECONDS = 17.0
 #: seconds that a stopping bridge gives its last commit: without it the next one reads more events.
 _LAST_COMMIT_SECONDS = 5.0
@@ -72,6 +71,7 @@ class Bridge(service.Service):
 
         And documents.UnknownVersionError for a commit or an event that only a newer bridge understands.
         """
+        topics = kafka.Topics(self._config.kafka, self._secrets)
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=GROUP)
         fetcher = kafka.Fetcher(self._config.kafka, self._secrets)
         try:
@@ -79,7 +79,7 @@ class Bridge(service.Service):
                 hosts = self._config.nsqd.hosts
                 apis = {host: nsq.Api(session, hosts[host].http_address) for host in self._config.nsqd.serving}
                 beside = [tasks.create_task(self._read_figures(apis)), tasks.create_task(producer.watch())]
-                consuming = tasks.create_task(self._consume(_Servers(apis, producer, fetcher)))
+                consuming = tasks.create_task(self._consume(_Servers(apis, topics, producer, fetcher)))
                 await self._stopping.wait()
                 await asyncio.wait([consuming], timeout=_STOP_SECONDS)
                 for task in (consuming, *beside):
@@ -92,21 +92,26 @@ class Bridge(service.Service):
 
     async def _consume(self, servers: _Servers) -> None:
         while not self._stopping.is_set():
-            await self._consume_topics(await self._topic_ids(), servers)
+            await self._consume_topics(servers)
 
-    async def _consume_topics(self, topic_ids: Mapping[str, str], servers: _Servers) -> None:
-        """Work until ``stop``, or until topics are others than those of ``topic_ids``."""
+    async def _consume_topics(self, servers: _Servers) -> None:
+        """Work until ``stop``, or until a topic was made anew."""
+        topic_ids: dict[str, str] = {}
+
+        def _where_to_begin(committed: kafka.Committed) -> int | None:
+            """Return the first offset that Kafka has to give: what was published before is in the commit."""
+            topic_id = topic_ids[committed.topic] = servers.topics.id(committed.topic)
+            if committed.offset is None:
+                return None
+            return commit.read(committed.metadata, committed.offset, topic_id).listed
+
         consumer = kafka.Consumer(
-            self._config.kafka,
-            self._secrets,
-            group=GROUP,
-            topics=list(self._lanes),
-            begin=functools.partial(_where_to_begin, topic_ids),
+            self._config.kafka, self._secrets, group=GROUP, topics=list(self._lanes), begin=_where_to_begin
         )
         work = _Work(self._config, self._secrets, self._lanes, topic_ids=topic_ids, consumer=consumer, servers=servers)
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(self._watch_topics(topic_ids))
+                watch = tasks.create_task(_outlast_topics(servers.topics, topic_ids))
                 while not self._stopping.is_set() and not watch.done():
                     fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
                     lost, joined = consumer.lost(), consumer.joined()
@@ -123,21 +128,6 @@ class Bridge(service.Service):
             for each in self._lanes.values():
                 each.forget_all()
             await consumer.close()
-
-    async def _topic_ids(self) -> dict[str, str]:
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                return await asyncio.to_thread(kafka.topic_ids, self._config.kafka, self._secrets, self._lanes)
-        raise AssertionError("while_away goes on until it returns")
-
-    async def _watch_topics(self, topic_ids: Mapping[str, str]) -> None:
-        """Return when a topic was made, or made anew: librdkafka goes on with the latter as if it were the old one."""
-        while True:
-            await asyncio.sleep(_TOPICS_SECONDS)
-            now = await self._topic_ids()
-            if made := [topic for topic in now if now[topic] != topic_ids.get(topic)]:
-                log.warning("bridge.topics_made", topics=" ".join(made))
-                return
 
     # The cap
 
@@ -179,6 +169,7 @@ class Bridge(service.Service):
 @dataclass(frozen=True)
 class _Servers:
     apis: Mapping[str, nsq.Api]
+    topics: kafka.Topics
     producer: kafka.Producer
     fetcher: kafka.Fetcher
 
@@ -215,12 +206,19 @@ class _Work:
                 self._lanes[topic].forget(partition)
         end = await events.end(self._config.kafka, self._secrets)
         begins = [] if self._events is None else [self._events.next]
-        for committed in joined:
-            topic_id = self._topic_ids.get(committed.topic, "")
+        for committed in await self._committed(joined):
+            topic_id = self._topic_ids[committed.topic]
             begins.append(self._lanes[committed.topic].begin(committed, end, topic_id))
         ledgers = {topic: each.ledger for topic, each in self._lanes.items()}
         self._events = events.Events(self._config.kafka, self._secrets, ledgers, min(begins, default=end))
         self._task = tasks.create_task(self._run(self._events))
+
+    async def _committed(self, joined: Sequence[kafka.Committed]) -> list[kafka.Committed]:
+        """Return the commits as they are now: a partition that went and came may have had one more meanwhile."""
+        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
+            with attempt:
+                return await self._consumer.committed([(each.topic, each.partition) for each in joined])
+        raise AssertionError("while_away goes on until it returns")
 
     async def end(self) -> None:
         """Stop, and commit what is done."""
@@ -269,8 +267,13 @@ class _Work:
             await following.close()
 
 
-def _where_to_begin(topic_ids: Mapping[str, str], committed: kafka.Committed) -> int | None:
-    """Return the first offset that Kafka has to give: what was published before is in the commit."""
-    if committed.offset is None:
-        return None
-    return commit.read(committed.metadata, committed.offset, topic_ids.get(committed.topic, "")).listed
+async def _outlast_topics(topics: kafka.Topics, topic_ids: Mapping[str, str]) -> None:
+    """Return when one of the topics was made anew: librdkafka can go on with it as if it were the old one."""
+    while True:
+        await asyncio.sleep(_TOPICS_SECONDS)
+        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
+            with attempt:
+                now = await asyncio.to_thread(topics.ids, list(topic_ids))
+        if anew := [topic for topic in now if now[topic] != topic_ids[topic]]:
+            log.warning("bridge.topics_made_anew", topics=" ".join(anew))
+            return

@@ -58,8 +58,8 @@ class Commit:
     listed: int
     topic_id: str = ""
 
-    def write(self) -> str:
-        """Return the text, in ASCII. Raises TooLongError for more than ``MAX_BYTES``."""
+    def write(self, *, spare_bytes: int = 0) -> str:
+        """Return the text, in ASCII. Raises TooLongError for more than ``MAX_BYTES`` less ``spare_bytes``."""
         hosts: defaultdict[str, list[int]] = defaultdict(list)
         for offset, host in self.undone.items():
             hosts[host].append(offset)
@@ -74,7 +74,7 @@ class Commit:
             "undone": {host: _pack(offsets) for host, offsets in hosts.items()},
         }
         text = json.dumps(document, separators=(",", ":"))
-        if len(text) > MAX_BYTES:
+        if len(text) > MAX_BYTES - spare_bytes:
             raise TooLongError(f"{len(text)} bytes for {len(self.undone)} positions, at most {MAX_BYTES}")
         return text
 
@@ -82,7 +82,8 @@ class Commit:
 def read(metadata: str, offset: int, topic_id: str = "") -> Commit:
     """Return what was committed with ``offset``. No text is from before the ledger, or of a person who set the offset.
 
-    Of a topic with another id than ``topic_id`` nothing was committed: this one begins.
+    Of a topic with another id than ``topic_id`` nothing was committed: this one begins. An id that is not known proves
+    nothing.
 
     Raises documents.UnknownVersionError for any other text that no bridge of this version wrote: to begin at the
     offset would publish again what is not done.
@@ -97,7 +98,8 @@ def read(metadata: str, offset: int, topic_id: str = "") -> Commit:
         raise documents.UnknownVersionError(
             f"no bridge of ours wrote what is committed beside offset {offset}: {metadata[:80]!r}"
         ) from error
-    return read("", 0) if topic_id not in {"", commit.topic_id} else commit
+    made_anew = topic_id and commit.topic_id and topic_id != commit.topic_id
+    return read("", 0) if made_anew else commit
 
 
 def _read(document: dict[str, Any]) -> Commit:

@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from slowjobs import documents, kafka, settings
 from slowjobs.bridge import backlog, cap, commit, ledger
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 log = structlog.get_logger()
 
+#: bytes that a list leaves free beside an offset: a mark that comes later may have more digits.
+_SPARE_BYTES = 64
 #: events after which a commit is written anew although nothing else has changed: a restart reads from there.
 _EVENTS = 5000
 
@@ -50,12 +55,13 @@ class Lane:
         self.lowest: dict[int, tuple[int, float]] = {}
         #: partition -> where it ends, behind its last request.
         self._ends: dict[int, int] = {}
-        #: partition -> what was committed last, without its batch.
+        #: partition -> what was to be committed last, without its batch; those of which Kafka perhaps does not have it.
         self._committed: dict[int, commit.Commit] = {}
+        self._doubtful: set[int] = set()
 
     # Partitions
 
-    def begin(self, committed: kafka.Committed, events: int, topic_id: str = "") -> int:
+    def begin(self, committed: kafka.Committed, events: int, topic_id: str) -> int:
         """Take on a partition as the last commit left it; return where its events begin, ``events`` for a new one."""
         at = commit.read(committed.metadata, committed.offset or 0, topic_id)
         self._topic_id = topic_id
@@ -83,6 +89,7 @@ class Lane:
         self.backlog.drop(partition)
         for known in (self.unsettled, self._committed, self._ends, self.lowest):
             known.pop(partition, None)
+        self._doubtful.discard(partition)
 
     @property
     def partitions(self) -> list[int]:
@@ -119,25 +126,33 @@ class Lane:
 
     def to_commit(self, partition: int, events: int) -> kafka.Committed:
         """Return what is to be committed of a partition; ``events``: all before that were taken in."""
-        batch = self.unsettled.get(partition)
-        last = self._committed[partition]
-        # Where too many are not done: the last list that fitted. What came after it counts as not done.
-        before = dataclasses.replace(last, mark=self.ledger.mark(partition))
-        known = [before]
+        said = self._as_far_as_it_fits(partition, events)
+        text = said.write()
+        with contextlib.suppress(commit.TooLongError):  # then the rule finds what became of the batch
+            text = dataclasses.replace(said, batch=self.unsettled.get(partition)).write()
+        self._committed[partition] = said
+        self._doubtful.add(partition)
+        return kafka.Committed(self.topic, partition, self.ledger.lowest(partition), text)
+
+    def confirm(self, partitions: Iterable[int]) -> None:
+        """Note that Kafka has what was last to be committed of ``partitions``."""
+        self._doubtful.difference_update(partitions)
+
+    def _as_far_as_it_fits(self, partition: int, events: int) -> commit.Commit:
+        """Return how things are; where too many are not done the last list that fitted: the rest counts as not done."""
         if self.ledger.count(partition) <= settings.MAX_OUTSTANDING_LIMIT:
-            known.insert(0, self._as_it_is(partition, events))
-        for each, about in [*((each, batch) for each in known), (before, None)]:
+            now = self._as_it_is(partition, events)
             with contextlib.suppress(commit.TooLongError):
-                text = dataclasses.replace(each, batch=about).write()
-                self._committed[partition] = each
-                return kafka.Committed(self.topic, partition, self.ledger.lowest(partition), text)
-        raise AssertionError("what was committed before fits")
+                now.write(spare_bytes=_SPARE_BYTES)
+                return now
+        return dataclasses.replace(self._committed[partition], mark=self.ledger.mark(partition))
 
     def has_changed(self, partition: int, events: int) -> bool:
         """Tell whether a commit would say more than the last one."""
         last = self._committed[partition]
         return (
-            last.mark != self.ledger.mark(partition)
+            partition in self._doubtful
+            or last.mark != self.ledger.mark(partition)
             or len(last.undone) != self.ledger.count(partition)
             or events - (last.events or 0) > _EVENTS
         )

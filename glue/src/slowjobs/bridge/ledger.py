@@ -105,7 +105,7 @@ class _Partition:
 
     mark: int
     listed: int
-    #: the first event that is about it: earlier ones may be about a topic of the same name that is gone.
+    #: the first event that is not taken in: earlier ones were, or are about a topic of the same name that is gone.
     events: int
     undone: dict[int, _Request] = field(default_factory=dict)
     ahead: dict[int, int] = field(default_factory=dict)
@@ -269,18 +269,16 @@ class Ledger:
     def apply(self, event: documents.Event, offset: int) -> None:
         """Take in an event, in the order in which they were written. The latest of a position wins; done is final."""
         if event.event == "up":
-            self._end_runs_of(event)
+            self._end_runs_of(event, offset)
             return
         if event.position is None or event.position.partition not in self._partitions:
             return
-        if offset < self._partitions[event.position.partition].events:
-            return
+        partition = self._partitions[event.position.partition]
+        if offset < partition.events:
+            return  # heard already, or about another topic
+        partition.events = offset + 1
         if event.event == "done":
-            partition = self._partitions[event.position.partition]
-            if event.position.offset >= partition.listed:
-                partition.ahead[event.position.offset] = offset
-            else:
-                self.finish(event.position)
+            self.note_done(event.position, offset)
             return
         request = self._find(event.position)
         if request is None:
@@ -293,6 +291,14 @@ class Ledger:
             self._prove(request, _Evidence("deferred", event.nsqd or "", event.worker, since, until, offset))
         elif event.event == "abandoned" and not self._is_others(request, event):
             self._end(request, event)
+
+    def note_done(self, position: documents.Position, offset: int) -> None:
+        """Note that a position is done, published or not; ``offset``: of the event that says so."""
+        partition = self._partitions[position.partition]
+        if position.offset >= partition.listed:
+            partition.ahead[position.offset] = offset
+        else:
+            self.finish(position)
 
     def _start(self, request: _Request, event: documents.Event, offset: int) -> None:
         since = documents.seconds(event.at)
@@ -311,11 +317,12 @@ class Ledger:
         evidence = request.evidence
         return evidence is not None and evidence.what == "running" and evidence.worker != event.worker
 
-    def _end_runs_of(self, event: documents.Event) -> None:
+    def _end_runs_of(self, event: documents.Event, offset: int) -> None:
         """End what earlier processes ran in the place of a worker: host and pool are the first parts of its name."""
         place = event.worker.rpartition("/")[0]
         for request in self._requests():
-            if request.runs() and request.evidence and request.evidence.worker.rpartition("/")[0] == place:
+            evidence = request.evidence if request.runs() else None
+            if evidence and evidence.offset < offset and evidence.worker.rpartition("/")[0] == place:
                 self._end(request, event)
 
     def _end(self, request: _Request, event: documents.Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ _ASK_SECONDS = 0.5
 #: seconds in which nsqd has surely stored the first batch of a connection, which does not show among its producers:
 #: with sync-every=1 a whole one takes 0.3 s.
 _STORING_SECONDS = 2.0
+#: seconds for an answer after which nsqd cannot have been at work.
+_STALLED_SECONDS = 1.0
 
 _PUBLISHED = prometheus_client.Counter("slowjobs_published_requests_total", "Requests given to NSQ", ["lane"])
 _AGAIN = prometheus_client.Counter("slowjobs_published_again_total", "Requests given again that NSQ had lost", ["lane"])
@@ -107,6 +110,8 @@ class Publishing:
             return
         records = lane.backlog.head(min(lane.room, self._publisher.batch), nsq.MAX_BATCH_BYTES)
         bodies = await self._bodies(records)
+        records = _as_one_batch(records, bodies)
+        bodies = {record.position: bodies[record.position] for record in records if record.position in bodies}
         async with lane.publishing:
             # A reading or Kafka may have changed all this meanwhile.
             if self._may_publish_new(len(bodies)) and lane.backlog.begins_with(records[0]):
@@ -201,10 +206,11 @@ class Publishing:
     async def _settle(self) -> None:
         """Find out what became of each batch whose answer is missing; nothing is sent on this lane before."""
         lane = self._lane
-        hosts = {batch.host for batch in lane.unsettled.values()} & set(self._apis)
-        await asyncio.gather(*(self._outlast(self._apis[host]) for host in hosts))
+        hosts = [host for host in {batch.host for batch in lane.unsettled.values()} if host in self._apis]
+        gone = dict(zip(hosts, await asyncio.gather(*map(self._outlast, hosts)), strict=True))
         for partition, batch in list(lane.unsettled.items()):
-            stored = await self._stored(batch)
+            # Else there is no telling, and the rule finds what is missing.
+            stored = await self._stored(batch) if gone.get(batch.host) else len(batch.offsets)
             positions = [documents.Position(lane.topic, partition, offset) for offset in batch.offsets]
             log.warning("bridge.settled", lane=lane.name, partition=partition, requests=len(positions), stored=stored)
             lane.ledger.settle(positions, stored)
@@ -213,30 +219,36 @@ class Publishing:
 
     async def _stored(self, batch: commit.Batch) -> int:
         """Return how many of the first requests of a batch nsqd may have; all when there is no telling."""
-        if batch.host not in self._apis:
-            return len(batch.offsets)
         async for attempt in retry.while_away(f"nsqd {batch.host}", *nsq.ERRORS):
             with attempt:
                 start_time, count = await self._read_count(batch.host)
-        if start_time != batch.start_time:
-            return len(batch.offsets)  # the rule finds what is missing
+        if start_time != batch.start_time or count < batch.count:
+            return len(batch.offsets)  # nsqd was started anew, or somebody has deleted the topic
         # nsqd stores an MPUB from its beginning, and what others publish only raises the count.
-        return max(0, min(len(batch.offsets), count - batch.count))
+        return min(len(batch.offsets), count - batch.count)
 
-    async def _outlast(self, api: nsq.Api) -> None:
-        """Return when nsqd has stored all that the connection brought, ours or an earlier bridge's.
+    async def _outlast(self, host: str) -> bool:
+        """Tell, as soon as it is so, that nsqd has stored all that the connection brought, ours or an earlier bridge's.
 
-        A host that has lost its power keeps its connection for minutes, and sends nothing more: it is not waited for.
+        A host that has lost its power keeps its connection for minutes, and one whose disk hangs what it has to store:
+        false, after 15 s in which it answers.
         """
-        begun = time.monotonic()
+        gone_since = math.inf
         for _ in range(_GONE_TRIES):
-            async for attempt in retry.while_away("nsqd", *nsq.ERRORS):
+            asked = time.monotonic()
+            async for attempt in retry.while_away(f"nsqd {host}", *nsq.ERRORS):
                 with attempt:
-                    publishers = await api.publishers()
-            if not any(map(self._may_bring, publishers)) and time.monotonic() - begun > _STORING_SECONDS:
-                return
+                    publishers = await self._apis[host].publishers()
+            answered = time.monotonic()
+            if any(map(self._may_bring, publishers)) or answered - asked > _STALLED_SECONDS:
+                gone_since = math.inf
+            elif answered - min(gone_since, answered) > _STORING_SECONDS:
+                return True
+            else:
+                gone_since = min(gone_since, answered)
             await asyncio.sleep(_ASK_SECONDS)
         log.warning("bridge.connection_stays", lane=self._lane.name, seconds=_GONE_TRIES * _ASK_SECONDS)
+        return False
 
     def _may_bring(self, publisher: str) -> bool:
         others = publisher.startswith(GROUP) and not publisher.startswith(self._name)
@@ -260,6 +272,7 @@ class Publishing:
         async with self._committing:
             try:
                 await self._consumer.commit_now([self._lane.to_commit(each, self._events.next) for each in partitions])
+                self._lane.confirm(partitions)
             except kafka.CommitError as error:
                 log.warning("kafka.commit_failed", lane=self._lane.name, error=str(error))
 
@@ -271,6 +284,7 @@ class Publishing:
                     asked = time.monotonic()
                     committed = self._lane.to_commit(partition, self._events.next)
                     await self._consumer.commit_now([committed])
+                    self._lane.confirm([partition])
                     if time.monotonic() - asked > _STOOD_SECONDS:
                         # This process stood still: another one may have its place by now.
                         await self._check_place(committed)
@@ -314,7 +328,16 @@ class Publishing:
         log.warning("bridge.dead_letter", lane=name, position=str(position), reason=reason)
         await self._producer.send_dead_letter(documents.DeadLetter(name, reason, error, "bridge", raw, position))
         done = documents.Event("done", f"{self._config.host}/bridge", name, position, outcome="dead", reason=reason)
-        await self._producer.send_for_sure(kafka.EVENTS, done.write())
-        if self._lane.ledger.holds(position):
-            self._lane.ledger.finish(position)
+        told = await self._producer.send_for_sure(kafka.EVENTS, done.write())
+        self._lane.ledger.note_done(position, told.offset)
         _DEAD.labels(name, reason).inc()
+
+
+def _as_one_batch(records: list[kafka.Record], bodies: Mapping[documents.Position, bytes]) -> list[kafka.Record]:
+    """Return the first of ``records``, as many as one MPUB can carry with what was added to them."""
+    size = 0
+    for number, record in enumerate(records):
+        size += len(bodies.get(record.position, b""))
+        if number and size > nsq.MAX_BATCH_BYTES:
+            return records[:number]
+    return records

@@ -76,7 +76,7 @@ class Readings:
             lane.ledger.begin_reading(time.time())
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
-                    stats = await asyncio.gather(*(api.stats() for api in self._apis.values()))
+                    stats = await asyncio.gather(*(api.stats(lane.name) for api in self._apis.values()))
             except nsq.ERRORS:
                 return None  # the cap's readings say so in the log
         return {host: self._figures(each) for host, each in zip(self._apis, stats, strict=True)}

@@ -25,7 +25,7 @@ from slowjobs.kafka.follower import Follower
 from slowjobs.kafka.offsets import Reach, reach
 from slowjobs.kafka.producer import Producer
 from slowjobs.kafka.scan import scan
-from slowjobs.kafka.topics import topic_ids
+from slowjobs.kafka.topics import Topics
 
 __all__ = [
     "DEAD_LETTERS",
@@ -48,11 +48,11 @@ __all__ = [
     "ProducerFailedError",
     "Reach",
     "Record",
+    "Topics",
     "admin",
     "check_properties",
     "properties",
     "reach",
     "reader",
     "scan",
-    "topic_ids",
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import confluent_kafka
 import structlog
 
-from slowjobs.kafka.common import FencedError, raise_if_fenced
+from slowjobs.kafka.common import raise_if_fenced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +87,7 @@ class Committer:
             if answer.set_running_or_notify_cancel():
                 try:
                     self._commit(partitions)
-                except (CommitError, FencedError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is its caller hears of it, who holds up a lane
                     log.warning("kafka.commit_failed", error=str(error))
                     answer.set_exception(error)
                 else:

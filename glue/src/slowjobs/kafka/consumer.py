@@ -51,7 +51,7 @@ class Consumer:
     A second instance fences the first. A new group begins at the earliest message: nothing that waits is skipped.
     Calls are made one after another, from one task; only ``commit_now`` and ``committed`` also from others.
     ``begin``: what says where to begin a partition that was assigned, None for where it was committed. It is called in
-    the thread of ``fetch``, which raises what it raises.
+    the thread of ``fetch``, which raises what it raises; but after a confluent_kafka.KafkaException it is asked again.
     A topic that is made anew while this runs is neither lost nor joined: where the new one is shorter than this has
     come, it is read from its first offset on; where it is longer, librdkafka goes on at the old offset and passes over
     what the new topic has below. What a new partition beside it makes librdkafka ask again can come twice.
@@ -68,6 +68,7 @@ class Consumer:
     ) -> None:
         self._topics = list(topics)
         self._begin = begin
+        self._closing = threading.Event()
         #: librdkafka takes one call at a time, and a commit can hang: who holds this makes one.
         self._turn = threading.Lock()
         #: topics that are to be held back, and those that are.
@@ -253,6 +254,7 @@ class Consumer:
 
         Kafka keeps this member's place for its session timeout, so that a restart changes nothing.
         """
+        self._closing.set()
         await asyncio.to_thread(self._finish_commits)
         if not await asyncio.to_thread(self._committer.close, _CLOSE_SECONDS):
             return  # librdkafka takes no close beside a commit
@@ -304,9 +306,10 @@ class Consumer:
             return
         ours = [partition for partition in partitions if partition.topic in self._topics]
         # To begin a partition elsewhere than where its commit says would be wrong.
-        for partition, committed in zip(ours, _outlast(functools.partial(self._ask_committed, ours)), strict=True):
+        commits = self._outlast(functools.partial(self._ask_committed, ours))
+        for partition, committed in zip(ours, commits, strict=True):
             self._began[committed.topic, committed.partition] = committed
-            offset = self._begin(committed)
+            offset = self._outlast(functools.partial(self._begin, committed))
             if offset is not None:
                 partition.offset = offset
         self._consumer.incremental_assign(partitions)
@@ -319,25 +322,25 @@ class Consumer:
         log.info("kafka.assigned", partitions=len(assigned), topics=" ".join(sorted(topics)))
         self._assigned = []
         self._held_back = self._held_back - topics  # a new partition comes without its topic's pause
-        if not self._joined and assigned != _outlast(self._partitions):
+        if not self._joined and assigned != self._outlast(self._partitions):
             # A static member that comes back gets its old partitions without a rebalance, also when it wants other
             # topics now or they have more, and librdkafka does not notice. Subscribing anew makes it ask.
             self._consumer.unsubscribe()
             self._subscribe()
         self._joined = True
 
+    def _outlast(self, ask: Callable[[], T]) -> T:
+        """Ask until Kafka answers. Raises confluent_kafka.KafkaException when this consumer is to close before that."""
+        away = retry.OnceAMinute()
+        while True:
+            try:
+                return ask()
+            except confluent_kafka.KafkaException as error:
+                if away.is_due():
+                    log.warning("server.away", server="kafka", error=error.args[0].str())
+                if self._closing.wait(retry.FIRST_WAIT_SECONDS):
+                    raise
+
     def _partitions(self) -> set[tuple[str, int]]:
         known = self._consumer.list_topics(timeout=TIMEOUT_SECONDS).topics
         return {(topic, number) for topic in self._topics if topic in known for number in known[topic].partitions}
-
-
-def _outlast(ask: Callable[[], T]) -> T:
-    """Ask until Kafka answers."""
-    away = retry.OnceAMinute()
-    while True:
-        try:
-            return ask()
-        except confluent_kafka.KafkaException as error:
-            if away.is_due():
-                log.warning("server.away", server="kafka", error=error.args[0].str())
-            time.sleep(retry.FIRST_WAIT_SECONDS)

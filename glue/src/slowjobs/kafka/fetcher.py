@@ -91,11 +91,14 @@ class Fetcher:
         known = {topic: self._consumer.list_topics(topic, TIMEOUT_SECONDS).topics[topic] for topic, _ in wanted}
         there = {}
         for (topic, partition), offsets in wanted.items():
-            if partition in known[topic].partitions:
-                low, high = self._consumer.get_watermark_offsets(
-                    confluent_kafka.TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS
-                )
-                there[topic, partition] = deque(sorted({offset for offset in offsets if low <= offset < high}))
+            if known[topic].error is not None or partition not in known[topic].partitions:
+                # So says a broker, too, that has just come back and knows little yet.
+                unknown = confluent_kafka.KafkaError(confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART, topic)
+                raise confluent_kafka.KafkaException(known[topic].error or unknown)
+            low, high = self._consumer.get_watermark_offsets(
+                confluent_kafka.TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS
+            )
+            there[topic, partition] = deque(sorted({offset for offset in offsets if low <= offset < high}))
         return {where: offsets for where, offsets in there.items() if offsets}
 
     def _next(self) -> confluent_kafka.Message:

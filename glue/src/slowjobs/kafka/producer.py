@@ -108,14 +108,12 @@ class Producer:
         else:
             delivered.set_result(answer)
 
-    async def send_for_sure(self, topic: str, value: bytes) -> None:
-        """Return once the message is safe, however long Kafka refuses it."""
-        try:
-            await self.send(topic, value)
-        except DeliveryError:
-            async for attempt in retry.while_away(f"kafka topic {topic}", DeliveryError):
-                with attempt:
-                    await self.send(topic, value)
+    async def send_for_sure(self, topic: str, value: bytes) -> documents.Position:
+        """Return where the message is once it is safe, however long Kafka refuses it."""
+        async for attempt in retry.while_away(f"kafka topic {topic}", DeliveryError):
+            with attempt:
+                return await self.send(topic, value)
+        raise AssertionError("while_away goes on until it returns")
 
     async def send_dead_letter(self, letter: documents.DeadLetter) -> None:
         """Return once the dead letter is safe: without it the request would be lost."""
