@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slowjobs import documents
@@ -459,6 +459,7 @@ def test_the_books_are_right_whatever_is_told_in_whatever_order(steps: list[tupl
     assert all(story.ledger.is_done(position(offset)) == (offset in done) for offset in range(story.ledger.mark(0), 13))
 
 
+@settings(deadline=None)
 @given(STEPS, st.integers(0, 5), st.integers(0, 3), st.integers(0, 3))
 def test_a_restart_concludes_the_same_from_the_commit_and_the_events(
     steps: list[tuple[str, int, str]], queued: int, in_flight: int, deferred: int

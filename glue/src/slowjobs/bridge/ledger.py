@@ -69,6 +69,10 @@ class _Evidence:
         """Tell whether nsqd can still hold what this is about: it has not been started anew since."""
         return self.host in hosts and self.since >= hosts[self.host].start_time - CLOCK_SECONDS
 
+    def is_doubtful(self, hosts: Mapping[str, Figures]) -> bool:
+        """Tell whether nsqd, as far as clocks agree, was started anew since."""
+        return self.what == "deferred" and self.since < hosts[self.host].start_time
+
 
 class _State(enum.Enum):
     SENT = enum.auto()  # published, and nsqd's answer is missing
@@ -130,6 +134,21 @@ class _Suspicion:
             self.suspects &= suspects
 
 
+@dataclass
+class _Known:
+    """What was published, at a reading: how many in all, who may wait or be lost, and who is alive.
+
+    ``doubtful``: put back so shortly before nsqd's start that it may have been before. They are lost where as many are
+    missing; that NSQ is empty proves nothing of them.
+    """
+
+    count: int = 0
+    suspects: list[_Request] = field(default_factory=list)
+    doubtful: list[_Request] = field(default_factory=list)
+    running: int = 0
+    deferred: int = 0
+
+
 class Ledger:
     """All positions of one lane that were published and are not done. Times are seconds since 1970.
 
@@ -146,6 +165,7 @@ class Ledger:
         self._before = 0
         self._short = _Suspicion()
         self._explained = _Suspicion()
+        self._doubted = _Suspicion()
         self._empty = _Suspicion()
         self._lost: list[_Request] = []
         self._suspects = 0
@@ -348,44 +368,58 @@ class Ledger:
 
     def end_reading(self, hosts: Mapping[str, Figures], now: float) -> None:
         """Compare what ``hosts``, all that serve, held with what is not done, and conclude what is lost."""
-        published = [
-            request
-            for request in self._requests()
-            if request.state is _State.PUBLISHED and request.publication <= self._before
-        ]
-        running = deferred = 0
-        suspects: list[_Request] = []
-        for request in published:
-            if request.evidence is None or not request.evidence.counts(hosts):
-                suspects.append(request)
-            elif request.evidence.what == "running":
-                running += 1
-            else:
-                deferred += 1
-        in_flight = sum(figures.in_flight for figures in hosts.values())
-        put_back = sum(figures.deferred for figures in hosts.values())
-        self._deficit = len(published) - sum(figures.held for figures in hosts.values())
-        # What is said to run, or to be put back, and is not at nsqd: so many of the missing are no suspects.
-        missing_of_waiting = self._deficit - max(0, running - in_flight) - max(0, deferred - put_back)
-        nothing_waits = not any(figures.queued for figures in hosts.values())
-        numbers = {request.publication for request in suspects}
-        self._short.look(set(), now, holds=self._deficit > 0)
-        self._explained.look(numbers, now, holds=0 < len(suspects) <= missing_of_waiting)
-        self._empty.look(numbers, now, holds=nothing_waits and in_flight <= running)
-        self._suspects = len(suspects)
-        self._hold(hosts, suspects)
+        known = self._sort(hosts)
+        self._deficit = known.count - sum(figures.held for figures in hosts.values())
+        self._look(known, hosts, now)
+        self._hold(hosts, known.suspects)
         if self._deficit <= 0 and not self.lost:
             self.missing_since = None
         elif self.missing_since is None:
             self.missing_since = now
+        self._suspects = len(known.suspects)
         if self._explained.readings >= READINGS:
-            self._conclude(suspects, self._explained.suspects)
+            self._conclude(known.suspects, self._explained.suspects)
+        elif self._doubted.readings >= READINGS:
+            self._conclude(known.suspects + known.doubtful, self._doubted.suspects)
         elif now - self._empty.since > self._msg_timeout_seconds + EMPTY_MARGIN_SECONDS:
-            self._conclude(suspects, self._empty.suspects)
+            self._conclude(known.suspects, self._empty.suspects)
+
+    def _sort(self, hosts: Mapping[str, Figures]) -> _Known:
+        """Sort what was published before the reading by what workers have told of it."""
+        known = _Known()
+        for request in self._requests():
+            if request.state is not _State.PUBLISHED or request.publication > self._before:
+                continue
+            known.count += 1
+            if request.evidence is None or not request.evidence.counts(hosts):
+                known.suspects.append(request)
+            elif request.evidence.what == "running":
+                known.running += 1
+            elif request.evidence.is_doubtful(hosts):
+                known.doubtful.append(request)
+            else:
+                known.deferred += 1
+        return known
+
+    def _look(self, known: _Known, hosts: Mapping[str, Figures], now: float) -> None:
+        """Note which conditions for a conclusion this reading meets."""
+        in_flight = sum(figures.in_flight for figures in hosts.values())
+        put_back = sum(figures.deferred for figures in hosts.values())
+        nothing_waits = not any(figures.queued for figures in hosts.values())
+        suspects = {request.publication for request in known.suspects}
+        doubted = suspects | {request.publication for request in known.doubtful}
+        # What is said to run, or to be put back, and is not at nsqd: so many of the missing are no suspects.
+        missing = self._deficit - max(0, known.running - in_flight)
+        missing_of_doubted = missing - max(0, known.deferred - put_back)
+        missing_of_suspects = missing - max(0, known.deferred + len(known.doubtful) - put_back)
+        self._short.look(set(), now, holds=self._deficit > 0)
+        self._explained.look(suspects, now, holds=0 < len(suspects) <= missing_of_suspects)
+        self._doubted.look(doubted, now, holds=0 < len(doubted) <= missing_of_doubted)
+        self._empty.look(suspects, now, holds=nothing_waits and in_flight <= known.running)
 
     def miss_reading(self) -> None:
         """Begin to count anew: a host did not answer, or a publication was open."""
-        for suspicion in (self._short, self._explained, self._empty):
+        for suspicion in (self._short, self._explained, self._doubted, self._empty):
             suspicion.look(set(), math.inf, holds=False)
 
     def _hold(self, hosts: Mapping[str, Figures], suspects: Sequence[_Request]) -> None:
