@@ -303,6 +303,7 @@ def _commit(system: System, offset: int, metadata: str) -> None:
             "group.id": bridge.GROUP,
             "group.instance.id": bridge.GROUP,
             "partition.assignment.strategy": "cooperative-sticky",
+            "enable.auto.commit": False,
             "log_level": 0,
         }
     )
