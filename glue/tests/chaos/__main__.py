@@ -4,7 +4,7 @@ examples:
   make chaos                                         20 rounds of each fault, and 40 with two that the seed draws
   make chaos SEED=7 ROUNDS=30 FAULTS=nsqd-killed     30 rounds, of the seeds 7 to 36
   make chaos FAULTS=pair,nsqd-killed+worker-frozen   two at the same time: drawn, and these
-  python -m chaos --rounds 5 --faults bridge-killed-at-a-step --bug record-after-publish    is it noticed?
+  python -m chaos --rounds 5 --faults bridge-killed-at-a-step --bug metadata-after-publishing    is it noticed?
 """
 
 from __future__ import annotations
