@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 #: bytes; what `setup` gives result and dead-letter topics, so that a producer of these tests may fill them too.
 LARGE_MESSAGE_BYTES = 21 * 1024 * 1024
 #: what a broker that has just come back says.
-_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._UNKNOWN_PARTITION)
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._TIMED_OUT)
+#: what a consumer says for good once it was told that there are no brokers (librdkafka's #5301).
+_BROKERS_FORGOTTEN = (KafkaError._UNKNOWN_PARTITION, KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
 #: Kafka wants 16 bytes in base64.
 CLUSTER_ID = "c2xvd2pvYnMtdGVzdHMtMQ"
 #: A small heap and no late optimisation: the node starts in two seconds and the machine has two cores.
@@ -148,19 +150,9 @@ class Tail:
     """Reads a topic from its first offset; ``messages`` grows with each ``poll``."""
 
     def __init__(self, address: str, topic: str) -> None:
+        self._address = address
         self._topic = topic
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": address,
-                # Demanded by the client; nothing is ever committed.
-                "group.id": "tests-tail",
-                "enable.auto.commit": False,
-                "fetch.wait.max.ms": 50,
-                # A broker that has just come back can name a topic without its partitions, and is believed until then.
-                "topic.metadata.refresh.interval.ms": 2000,
-                "log_level": 0,
-            }
-        )
+        self._consumer = self._open()
         self.messages: list[Message] = []
         #: partition -> the next offset
         self._read: dict[int, int] = {}
@@ -170,7 +162,7 @@ class Tail:
         if not self._read:
             partitions = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
             self._read = dict.fromkeys(partitions, 0)
-            self._consumer.assign([TopicPartition(self._topic, partition, 0) for partition in partitions])
+            self._assign()
         ends = {partition: self._end(partition) for partition in self._read}
         while any(self._read[partition] < end for partition, end in ends.items()):
             for message in self._consumer.consume(1000, timeout=0.05):
@@ -182,15 +174,34 @@ class Tail:
                     raise KafkaException(error)
         return self.messages
 
+    def _open(self) -> Consumer:
+        return Consumer(
+            {
+                "bootstrap.servers": self._address,
+                # Demanded by the client; nothing is ever committed.
+                "group.id": "tests-tail",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 50,
+                "log_level": 0,
+            }
+        )
+
+    def _assign(self) -> None:
+        self._consumer.assign([TopicPartition(self._topic, *where) for where in self._read.items()])
+
     def _end(self, partition: int) -> int:
         found = wait_until(lambda: (self._end_now(partition),), 20, f"a leader of {self._topic}")
         return found[0]
 
     def _end_now(self, partition: int) -> int:
         try:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=20)
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=5)
         except KafkaException as error:
-            if error.args[0].code() not in _NO_LEADER_YET:
+            code = error.args[0].code()
+            if code in _BROKERS_FORGOTTEN:
+                self._consumer = self._open()
+                self._assign()
+            elif code not in _NO_LEADER_YET:
                 raise
             raise ConnectionError(error.args[0].str()) from error
         return int(end)
