@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from chaos.load import POISON, Position
+from chaos.load import POISON, Load, Position
 from support.system import DEAD_LETTERS, EVENTS
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Figures:
     lost: int = 0
     #: dead letters of requests that could have come to a result.
     wrongly_dead: int = 0
+    #: results of another request than the one at their position.
+    mixed: int = 0
     #: requests and results without their row in PostgreSQL.
     rowless: int = 0
     duplicates: int = 0
@@ -47,12 +49,15 @@ class Figures:
 
 
 class Account:
-    """Follows what comes out of an arena from now on. ``acknowledged``: what went in, as ``Load`` has it."""
+    """Follows what comes out of an arena from now on. ``load``: what goes in."""
 
-    def __init__(self, arena: Arena, name: str, acknowledged: Mapping[Position, str]) -> None:
+    def __init__(self, arena: Arena, name: str, load: Load) -> None:
         self._arena = arena
         self._name = name
-        self._acknowledged = acknowledged
+        self._acknowledged = load.acknowledged
+        self._numbers = load.numbers
+        #: position -> the number that its last result names.
+        self._answered: dict[Position, int] = {}
         self._results: Counter[Position] = Counter()
         self._dead: set[Position] = set()
         self._skipped: set[Position] = set()
@@ -67,7 +72,9 @@ class Account:
     def read(self) -> None:
         """Take in all that has come out by now."""
         for result in self._arena.fresh(self._arena.result_topic):
-            self._results.update(_positions(result["_slowjobs"]))
+            for position in _positions(result["_slowjobs"]):
+                self._results[position] += 1
+                self._answered[position] = result["number"]
         lanes = self._arena.lanes.values()
         for letter in self._arena.fresh(DEAD_LETTERS):
             if letter.get("lane") in lanes:
@@ -103,6 +110,7 @@ class Account:
             dead=len(self._dead),
             lost=len(lost),
             wrongly_dead=sum(self._acknowledged.get(position) not in POISON for position in self._dead),
+            mixed=sum(self._answered[position] != self._numbers.get(position) for position in self._results),
             rowless=self.rowless(),
             duplicates=self._results.total() - len(self._results),
             run_again=self._run_again(),

@@ -37,6 +37,8 @@ class Load:
         self._refused: list[str] = []
         #: what Kafka has: position -> what it asks of the handler.
         self.acknowledged: dict[Position, str] = {}
+        #: position -> number of its request.
+        self.numbers: dict[Position, int] = {}
         self._producer = Producer(
             {
                 "bootstrap.servers": arena.services.kafka.address,
@@ -52,7 +54,7 @@ class Load:
         for _ in range(count):
             do = self._random.choices(list(self._do), self._do.values())[0]
             [lane] = self._random.choices(self._lanes, (1, 3))
-            self._producer.produce(lane, self._request(do), on_delivery=self._note(do))
+            self._producer.produce(lane, self._request(do), on_delivery=self._note(do, self._sent))
             self._sent += 1
         self._producer.poll(0)
 
@@ -64,10 +66,11 @@ class Load:
         does = "work" if do == "long" else do
         return json.dumps({"file_id": file_id, "number": self._sent, "seconds": seconds, "do": does}).encode()
 
-    def _note(self, do: str) -> object:
+    def _note(self, do: str, number: int) -> object:
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error is None:
-                self.acknowledged[message.topic(), message.partition(), message.offset()] = do
+                position = (message.topic(), message.partition(), message.offset())
+                self.acknowledged[position], self.numbers[position] = do, number
                 self._sent_of[message.topic()] += 1
             else:
                 self._refused.append(error.str())

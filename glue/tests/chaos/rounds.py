@@ -73,7 +73,7 @@ def _play(arena: Arena, round_: Round) -> None:
     random = Random(round_.seed)
     name = f"r{round_.seed}"
     load = Load(arena, name, random, long=round_.long)
-    account = Account(arena, name, load.acknowledged)
+    account = Account(arena, name, load)
     with Sampler(arena.held) as held:
         _strike(Scene(arena, account, random), load, round_)
         load.finish()
@@ -123,5 +123,5 @@ def allowed(faults: tuple[str, ...]) -> Allowed:
 def judge(figures: Figures, above_cap: int, limits: Allowed) -> list[str]:
     """Say which promises were broken."""
     seen = {**vars(figures), "above_cap": above_cap}
-    most = {"lost": 0, "wrongly_dead": 0, "rowless": 0, **vars(limits)}
+    most = {"lost": 0, "wrongly_dead": 0, "mixed": 0, "rowless": 0, **vars(limits)}
     return [f"{name}: {seen[name]}, at most {limit} allowed" for name, limit in most.items() if seen[name] > limit]
