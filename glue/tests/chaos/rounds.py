@@ -7,6 +7,7 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 from chaos.account import Account, Figures
@@ -71,7 +72,7 @@ def play(arena: Arena, round_: Round) -> None:
 
 def _play(arena: Arena, round_: Round) -> None:
     random = Random(round_.seed)
-    name = f"r{round_.seed}"
+    name = f"r{round_.seed}-{token_hex(2)}"  # an arena may play the same round again
     load = Load(arena, name, random, long=round_.long)
     account = Account(arena, name, load)
     with Sampler(arena.held) as held:
