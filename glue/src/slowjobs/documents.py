@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import zlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -28,6 +29,10 @@ _MOST_ADDED_BYTES = 2 * kinds.MAX_KEY_BYTES + 500
 
 class UnknownVersionError(Exception):
     """A document of ours of a version that this program does not know."""
+
+
+class TornError(Exception):
+    """A message on NSQ that holds another request than the bridge put there: nsqd's disk was full, or is broken."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ def write_assignment(
     Raises kinds.RejectedError. The bridge makes a dead letter of it then, and the persister no row.
     """
     request = kinds.parse(raw, kind)
-    body = splice(raw, {"v": VERSION, "position": position.as_json(), "key": request.key})
+    ours = {"v": VERSION, "position": position.as_json(), "key": request.key, "crc32": zlib.crc32(_open(raw))}
+    body = splice(raw, ours)
     kinds.check_size(body, max_bytes)
     return request, body
 
@@ -106,7 +112,7 @@ def check_request(raw: bytes, position: Position, kind: settings.Kind, max_bytes
 
 
 def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:
-    """Read an NSQ message. Raises kinds.RejectedError, or UnknownVersionError."""
+    """Read an NSQ message. Raises kinds.RejectedError, UnknownVersionError, or TornError."""
     members = kinds.parse_object(body)
     ours = members.pop(MEMBER, None)
     if ours is None:
@@ -116,8 +122,11 @@ def read_assignment(body: bytes, kind: settings.Kind) -> Assignment:
         position, key = _position(ours["position"]), str(ours["key"])
     except KeyError:
         raise kinds.RejectedError("member-type", f"{MEMBER!r} is not as the bridge writes it") from None
+    raw = without_ours(body)
+    if ours.get("crc32") not in (None, zlib.crc32(_open(raw))):  # none: of an older bridge
+        raise TornError(f"it says that it is {position}, and holds another request")
     # The bridge has checked it, and its key stays what the bridge said.
-    return Assignment(kinds.Request(without_ours(body), members, key, kinds.result_key(members, key, kind)), position)
+    return Assignment(kinds.Request(raw, members, key, kinds.result_key(members, key, kind)), position)
 
 
 def write_result(result: bytes, about: dict[str, Any]) -> bytes:
@@ -328,9 +337,14 @@ def splice(raw: bytes, ours: dict[str, Any]) -> bytes:
 
 
 def _with_member(raw: bytes, name: str, value: bytes) -> bytes:
-    body = raw.rstrip()[:-1].rstrip()
+    body = _open(raw)
     comma = b"" if body.endswith(b"{") else b", "
     return b'%s%s"%s": %s}' % (body, comma, name.encode(), value)
+
+
+def _open(raw: bytes) -> bytes:
+    """Return a JSON object without its end: what stays as it is when a member is added, and taken away again."""
+    return raw.rstrip()[:-1].rstrip()
 
 
 def without_ours(body: bytes) -> bytes:

@@ -1,6 +1,7 @@
 import base64
 import json
 import time
+import zlib
 
 import pytest
 from hypothesis import assume, given
@@ -23,7 +24,9 @@ def test_a_request_comes_back_from_nsq_as_it_was_sent(
     raw = json.dumps({**members, '"_slowjobs": ': tail, "file_id": "a"}, indent=indent).encode()
     assume("\\u0000" not in raw.decode())
     _, body = documents.write_assignment(raw, POSITION, KIND, 10_000)
-    assert json.loads(body)["_slowjobs"] == {"v": 1, "position": ["fixity-check", 3, 41207], "key": '["a"]'}
+    ours = json.loads(body)["_slowjobs"]
+    assert ours.pop("crc32") == zlib.crc32(raw.rstrip()[:-1].rstrip())
+    assert ours == {"v": 1, "position": ["fixity-check", 3, 41207], "key": '["a"]'}
     back = documents.read_assignment(body, KIND)
     assert back.position == POSITION
     assert back.request.key == '["a"]'
@@ -34,6 +37,21 @@ def test_a_request_that_grows_over_nsqds_limit_on_its_way_is_too_large() -> None
     raw = b'{"file_id": "a"}'
     with pytest.raises(kinds.RejectedError, match="too-large"):
         documents.write_assignment(raw, POSITION, KIND, len(raw) + 10)
+
+
+def test_a_message_that_nsqd_made_of_two_is_no_request() -> None:
+    one, other = (
+        documents.write_assignment(b'{"file_id": "a", "size": %d}' % size, POSITION, KIND, 10_000)[1] for size in (1, 2)
+    )
+    half = one.index(b'"_slowjobs"')
+    with pytest.raises(documents.TornError):
+        documents.read_assignment(one[:half] + other[half:], KIND)
+
+
+@pytest.mark.parametrize("crc32", [b"", b'"crc32": null, ', b'"other": [], '])
+def test_a_request_of_an_older_bridge_has_no_check_sum(crc32: bytes) -> None:
+    body = b'{"file_id": "a", "_slowjobs": {"v": 1, %s"position": ["t", 0, 1], "key": "k"}}' % crc32
+    assert documents.read_assignment(body, KIND).position is not None
 
 
 def test_numbers_keep_every_digit_on_their_way() -> None:

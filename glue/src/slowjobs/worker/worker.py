@@ -244,13 +244,18 @@ class Worker(service.Service):
             log.warning("worker.unknown_version", nsqd=delivery[0], lane=source.lane, error=str(error))
             source.requeue(message, settings.MAX_DELAY_SECONDS * 1000)  # nobody here can say what it is: it stays
             return
+        except documents.TornError as error:
+            # nsqd's disk queue made one of two when its disk was full. The ledger misses the request that this was.
+            log.warning("worker.torn_message", nsqd=delivery[0], lane=source.lane, error=str(error))
+            source.finish(message)
+            return
         self._tasks[delivery] = task
         # At once: what has come must not be asked for again.
         turn = self._slots.claim(source.lane)
         task.work = self._group.create_task(self._work(task, turn, refusal))
 
     def _read(self, source: slots.Source, message: nsq.Message) -> tuple[Task, outcomes.Reject | None]:
-        """Return the task, and why it is not to be tried. Raises documents.UnknownVersionError."""
+        """Return the task, and why it is not to be tried. Raises documents.UnknownVersionError, or TornError."""
         kind = self._config.kind_of(source.lane)
         refusal = None
         try:
