@@ -6,6 +6,7 @@ import base64
 import json
 from collections import Counter
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
@@ -195,3 +196,22 @@ def test_a_message_published_to_nsqd_by_hand_is_worked_on(make_system: MakeSyste
     }
     wait_until(system.outstanding, 10, "NSQ to hold nothing", accept=lambda left: left == 0)
     assert {result["_slowjobs"]["position"] for result in system.results()} == {None}
+
+
+def test_a_message_that_nsqd_made_of_two_is_dropped_and_the_request_that_it_was_runs(make_system: MakeSystem) -> None:
+    """A full disk leaves such messages in nsqd's queue: here it is published by hand, and the right one taken away."""
+    system = make_system()
+    system.setup()
+    nsqd = system.services.nsqd
+    system.send_requests([1])
+    system.start(system.bridge)
+    wait_until(system.outstanding, 30, "the request to wait", accept=lambda count: count == 1)
+    nsqd.post(f"/channel/empty?topic={quote(system.lane)}&channel={quote(system.pool)}")
+    position = json.dumps([system.kafka_topic, *next(iter(system.sent()))])
+    torn = b'{"file_id": 2, "_slowjobs": {"v": 1, "position": %s, "key": "[1]", "crc32": 1}}' % position.encode()
+    nsqd.publish(system.lane, torn)
+    system.start(system.worker, system.persisters["results"])
+    system.wait_for_results([1], 40)
+    assert [result["file_id"] for result in system.results()] == [1]
+    assert "worker.torn_message" in system.worker.log_text()
+    assert not system.dead_letters()
