@@ -114,7 +114,9 @@ class Bridge(service.Service):
                 watch = tasks.create_task(_outlast_topics(servers.topics, topic_ids))
                 while not self._stopping.is_set() and not watch.done():
                     fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
-                    lost, joined = consumer.lost(), consumer.joined()
+                    # An earlier configuration may have had more topics.
+                    lost = {each for each in consumer.lost() if each[0] in self._lanes}
+                    joined = consumer.joined()
                     if lost or joined:
                         await work.change(tasks, lost, joined)
                     for record in fetched:
@@ -202,8 +204,7 @@ class _Work:
         """Go on without the partitions ``lost``, and with those that ``joined``, each from its commit."""
         await self._stop()
         for topic, partition in lost:
-            if topic in self._lanes:  # an earlier configuration may have had more
-                self._lanes[topic].forget(partition)
+            self._lanes[topic].forget(partition)
         end = await events.end(self._config.kafka, self._secrets)
         begins = [] if self._events is None else [self._events.next]
         for committed in await self._committed(joined):
@@ -215,9 +216,10 @@ class _Work:
 
     async def _committed(self, joined: Sequence[kafka.Committed]) -> list[kafka.Committed]:
         """Return the commits as they are now: a partition that went and came may have had one more meanwhile."""
+        where = [(each.topic, each.partition) for each in joined]
         async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
             with attempt:
-                return await self._consumer.committed([(each.topic, each.partition) for each in joined])
+                return await self._consumer.committed(where) if where else []
         raise AssertionError("while_away goes on until it returns")
 
     async def end(self) -> None:
