@@ -135,7 +135,8 @@ def test_no_step_is_taken_before_kafka_knows_of_it(make_system: MakeSystem) -> N
     assert (channel["in_flight_count"], channel["deferred_count"], channel["requeue_count"]) == (4, 0, 0)
 
     system.services.kafka.thaw()
-    assert _wait_until_told(system, "next", "done") == ["started", "done"]
+    # Twice: the ledger counts the time of a run from its event, which was old when Kafka had it.
+    assert _wait_until_told(system, "next", "done") == ["started", "started", "done"]
     for file_id, event, outcome in (("wanted", "done", "result"), ("unwanted", "done", "skipped")):
         _wait_until_told(system, file_id, event)
         assert system.story(file_id)[-1]["outcome"] == outcome
