@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: bytes; what `setup` gives result and dead-letter topics, so that a producer of these tests may fill them too.
 LARGE_MESSAGE_BYTES = 21 * 1024 * 1024
+#: seconds that reading all that is there takes at most.
+_READ_SECONDS = 60
 #: what a broker that has just come back says.
 _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._TIMED_OUT)
 #: what a consumer says for good once it was told that there are no brokers (librdkafka's #5301).
@@ -161,15 +164,20 @@ class Tail:
         """Read up to what is the end now, and return all that was ever read."""
         if not self._read:
             partitions = self._consumer.list_topics(self._topic, timeout=10).topics[self._topic].partitions
-            self._read = dict.fromkeys(partitions, 0)
+            # Somebody may have deleted the oldest.
+            self._read = {partition: self._range(partition)[0] for partition in partitions}
             self._assign()
-        ends = {partition: self._end(partition) for partition in self._read}
+        ends = {partition: self._range(partition)[1] for partition in self._read}
+        deadline = time.monotonic() + _READ_SECONDS
         while any(self._read[partition] < end for partition, end in ends.items()):
+            assert time.monotonic() < deadline, f"{self._topic}: read {self._read} of {ends} in {_READ_SECONDS} s"
             for message in self._consumer.consume(1000, timeout=0.05):
                 error = message.error()
                 if error is None:
                     self.messages.append(message)
                     self._read[message.partition()] = message.offset() + 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    self._read[message.partition()] = message.offset()  # what lies before it is no message
                 elif not error.retriable():
                     raise KafkaException(error)
         return self.messages
@@ -181,6 +189,8 @@ class Tail:
                 # Demanded by the client; nothing is ever committed.
                 "group.id": "tests-tail",
                 "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 50,
                 "log_level": 0,
             }
@@ -189,13 +199,13 @@ class Tail:
     def _assign(self) -> None:
         self._consumer.assign([TopicPartition(self._topic, *where) for where in self._read.items()])
 
-    def _end(self, partition: int) -> int:
-        found = wait_until(lambda: (self._end_now(partition),), 20, f"a leader of {self._topic}")
-        return found[0]
+    def _range(self, partition: int) -> tuple[int, int]:
+        """Return the offset of the oldest message, and of the next to come."""
+        return wait_until(lambda: self._range_now(partition), 20, f"a leader of {self._topic}")
 
-    def _end_now(self, partition: int) -> int:
+    def _range_now(self, partition: int) -> tuple[int, int]:
         try:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=5)
+            oldest, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=5)
         except KafkaException as error:
             code = error.args[0].code()
             if code in _BROKERS_FORGOTTEN:
@@ -204,7 +214,7 @@ class Tail:
             elif code not in _NO_LEADER_YET:
                 raise
             raise ConnectionError(error.args[0].str()) from error
-        return int(end)
+        return int(oldest), int(end)
 
     def values(self) -> list[bytes]:
         return [message.value() or b"" for message in self.poll()]
