@@ -257,10 +257,10 @@ ALL = {
     "since": DAY,
     "before": DAY,
     "cool_since": DAY,
-    "next": "{}",
+    "listed": "{}",
     "end": "{}",
     "recent": DAY,
-    "busy": [],
+    "undone": [],
     "wanted": [],
     "unwanted": [],
 }
