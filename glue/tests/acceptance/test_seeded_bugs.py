@@ -27,18 +27,26 @@ CAUGHT = {
 }
 
 
+#: a fault strikes at a moment of its own in each round, and not every moment shows a bug.
+_SEEDS = (1, 2, 3, 4)
+
+
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_harness_notices(bug: str, theatre: Theatre) -> None:
     faults, complaint = CAUGHT[bug]
-    round_ = Round(
-        seed=1,
-        faults=tuple(faults.split("+")),
-        requests=80,
-        # For a drain that takes longer than msg-timeout.
-        long=1000 if bug == "no-touch-while-draining" else 0,
-        # What is published still waits when the bridge is back.
-        fault_seconds=6 if "lanes-paused" in faults else 0,
-        patience_seconds=15,
-    )
-    played = theatre.play(round_, bug=bug)
-    assert any(each.startswith(f"{complaint}: ") for each in played.complaints), played
+    complaints: list[str] = []
+    for seed in _SEEDS:
+        round_ = Round(
+            seed=seed,
+            faults=tuple(faults.split("+")),
+            requests=80,
+            # For a drain that takes longer than msg-timeout.
+            long=1000 if bug == "no-touch-while-draining" else 0,
+            # What is published still waits when the bridge is back.
+            fault_seconds=6 if "lanes-paused" in faults else 0,
+            patience_seconds=15,
+        )
+        complaints += theatre.play(round_, bug=bug).complaints
+        if any(each.startswith(f"{complaint}: ") for each in complaints):
+            return
+    pytest.fail(f"{bug} went unnoticed in {len(_SEEDS)} rounds: {complaints}")
