@@ -109,6 +109,8 @@ class Consumer:
                     "queued.max.messages.kbytes": FETCH_AHEAD_KIBIBYTES,
                     "fetch.message.max.bytes": 4 * 1024 * 1024,
                     "fetch.wait.max.ms": 100,
+                    # Else what was full of messages once gets none for a second.
+                    "fetch.queue.backoff.ms": 10,
                     "allow.auto.create.topics": False,
                 },
             )
