@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 LIFTED = Path(__file__).with_name("lifted.py")
 REQUEST_BYTES = 400
 #: nsqd's --sync-every, and how many requests a measurement has: the more often it syncs, the longer they take.
-SYNC_EVERY = {1: 2_000, 100: 100_000, 2500: 200_000}
+SYNC_EVERY = {1: 8_000, 100: 100_000, 2500: 200_000}
 #: of the measurements that are not about syncing.
 RARE_SYNC = 2500
 #: requests that are not done while events are read, and how often each is begun: two events each time.
