@@ -84,3 +84,26 @@ def test_what_cannot_be_read_is_no_figure(make_system: MakeSystem) -> None:
     nsqd.stop()
     said = system.run("gate", "empty", "svc506", "--json", expect=1)
     assert (said.stdout, "Traceback" in said.stderr) == ("", False)
+
+
+def test_who_may_write_to_postgresql_is_a_running_persister_or_a_session_of_ours(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.setup()
+    assert _gate(system, "writers") == "0"
+    persister = system.persisters["requests"]
+    system.start(persister)
+    document = _document(system, "writers")
+    assert (document["figure"], document["sessions"]) == (1, []), "it has nothing to write and is not connected"
+    assert document["persisters"] == ["slowjobs-persister@requests on control1"]
+    system.send_requests(["a"])
+    wait_until(lambda: _document(system, "writers")["figure"], 20, "its session", accept=lambda figure: figure == 2)
+    [session] = _document(system, "writers")["sessions"]
+    assert (session["program"], session["address"]) == ("slowjobs-persister-requests", "127.0.0.1")
+
+    persister.freeze()
+    assert "slowjobs-persister@requests on control1: no answer" in system.run("gate", "writers", expect=1).stderr
+    persister.thaw()
+    persister.stop()
+    assert _gate(system, "writers") == "0"
+    system.services.postgresql.stop()
+    assert system.run("gate", "writers", expect=1).stdout == ""

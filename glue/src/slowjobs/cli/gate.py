@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slowjobs import documents, errors, nsq, settings
+from slowjobs import documents, errors, settings
 from slowjobs.cli import common
 from slowjobs.operations import gate
 
@@ -102,6 +102,22 @@ def config_command(path: Path, service: str, host: str, *, as_json: bool) -> Non
     _print(gate.config(_service(path, service, host)), as_json=as_json)
 
 
+@gate_group.command("writers")
+@common.json_option
+@common.site_option
+def writers_command(path: Path, *, as_json: bool) -> None:
+    """Count who of ours may write to PostgreSQL: persisters that run, and sessions by their application_name.
+
+    --json names them. Before a database migration it has to be 0; playbooks/quiesce.yml waits for that.
+
+    \b
+    Examples:
+      slowjobs gate writers
+      slowjobs gate writers --json | jq .sessions
+    """
+    _print(gate.writers(*common.load(path, settings.CliSettings)), as_json=as_json)
+
+
 def _nsqd(path: Path, host: str) -> tuple[settings.CliSettings, str]:
     config, _ = common.load(path, settings.CliSettings)
     if host not in config.nsqd.hosts:
@@ -121,7 +137,7 @@ def _service(path: Path, name: str, host: str | None) -> settings.Service:
 def _print(reading: Coroutine[Any, Any, gate.Figure], *, as_json: bool) -> None:
     try:
         figure = asyncio.run(reading)
-    except nsq.ERRORS as error:
+    except errors.SERVER_ERRORS as error:
         common.fail(f"cannot be read: {errors.text(error)}", common.EXIT_FAILED)
     if as_json:
         click.echo(json.dumps({"v": documents.VERSION, "figure": figure.value, **figure.details}))

@@ -1,19 +1,22 @@
 """``slowjobs gate``: one figure of the running system at a time, for plays that wait until it is as it should be.
 
-Errors are those of nsq.ERRORS; what cannot be read is never a figure.
+Errors are those of errors.SERVER_ERRORS; what cannot be read is never a figure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from slowjobs import nsq
+from slowjobs import errors, nsq, postgres
 from slowjobs.operations import lanes, state_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import aiohttp
 
     from slowjobs import settings
 
@@ -90,6 +93,49 @@ async def publishing(bridge: settings.Service) -> Figure:
 async def config(service: settings.Service) -> Figure:
     """Return the SHA-256 of the configuration file that is in force at a service."""
     return await _said(service, "config")
+
+
+async def writers(config: settings.CliSettings, secrets: settings.Credentials) -> Figure:
+    """Count who of ours may write to PostgreSQL: persisters that run, and sessions but for the one that asks.
+
+    Neither knows alone: a persister that has nothing to write need not be connected, and a program that is no service
+    has no state port. A persister counts twice while it is connected.
+    """
+    sessions, persisters = await asyncio.gather(asyncio.to_thread(_sessions, config, secrets), _persisters(config))
+    return Figure(len(sessions) + len(persisters), {"sessions": sessions, "persisters": persisters})
+
+
+def _sessions(config: settings.CliSettings, secrets: settings.Credentials) -> list[dict[str, Any]]:
+    with (
+        contextlib.closing(postgres.connect(config.postgresql, secrets, service="gate")) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(postgres.statement("sessions"))
+        members = [column.name for column in cursor.description or ()]
+        return [dict(zip(members, row, strict=True)) for row in cursor]
+
+
+async def _persisters(config: settings.CliSettings) -> list[str]:
+    """Return those that do not say, by a closed port, that they are stopped."""
+    failures: list[str] = []
+    async with nsq.session() as session:
+        asking = {
+            f"{service.name} on {service.host}": _runs(session, service)
+            for service in config.services
+            if service.name.startswith("slowjobs-persister@")
+        }
+        running = await errors.try_all(asking, failures)
+    if failures:
+        raise ConnectionError("; ".join(failures))
+    return [persister for persister, runs in zip(asking, running, strict=True) if runs]
+
+
+async def _runs(session: aiohttp.ClientSession, service: settings.Service) -> bool:
+    try:
+        await state_port.read(session, service)
+    except state_port.StoppedError:
+        return False
+    return True
 
 
 async def _said(service: settings.Service, member: str) -> Figure:
