@@ -419,6 +419,11 @@ class Api:
         """Make a channel of a topic that is there; one that is there stays as it is."""
         await self._call("POST", "/channel/create", {"topic": topic, "channel": channel})
 
+    async def empty(self, topic: str, channel: str) -> None:
+        """Drop all that a channel has, in flight and deferred as well, and what waits in its topic."""
+        await self._call("POST", "/topic/empty", {"topic": topic})
+        await self._call("POST", "/channel/empty", {"topic": topic, "channel": channel})
+
     async def set_paused(self, topic: str, channel: str | None = None, *, paused: bool) -> None:
         """Pause or unpause a channel, or without one the topic: its channels go on until they are empty."""
         where = {"topic": topic} if channel is None else {"topic": topic, "channel": channel}

@@ -19,6 +19,8 @@ import pydantic
 from pydantic import Field
 
 CONFIG_DIRECTORY = Path("/etc/slowjobs")
+#: where the bridge is asked to discard a lane.
+BRIDGE_SOCKET = Path("/run/slowjobs/bridge.sock")
 
 #: NSQ's limit for topic and channel names, in characters; Kafka allows more.
 NAME_PATTERN = r"^[.a-zA-Z0-9_-]{1,64}$"
@@ -346,6 +348,7 @@ class BridgeSettings(_PoolsOfLanes[PoolLimits]):
 
     service: Literal["bridge"]
     state_address: AddressField
+    bridge_socket: FilePath = BRIDGE_SOCKET
     nsqd: Nsqd
 
 
@@ -443,6 +446,7 @@ class CliSettings(_PoolsOfLanes[ResultTopic]):
     """``slowjobs.toml``: the whole site, for the command line."""
 
     service: Literal["cli"]
+    bridge_socket: FilePath = BRIDGE_SOCKET
     postgresql: Postgresql
     nsqd: Nsqd
     services: Annotated[tuple[Service, ...], Field(strict=False)] = ()

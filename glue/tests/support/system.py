@@ -217,12 +217,14 @@ class System:
         postgresql = {"dsn": services.postgresql.dsn(self.database)}
         common = {"kinds": {self.kind: kind}, "lanes": lanes}
         result_topics = {self.pool: {"result_topic": self.result_topic, "persist_results": persist_results}}
+        bridge_socket = str(self.folder / "bridge.sock")
 
         documents: dict[str, dict[str, Any]] = {
             "bridge": {
                 "service": "bridge",
                 "host": "control1",
                 "state_address": self.bridge.state_address,
+                "bridge_socket": bridge_socket,
                 "kafka": kafka,
                 "nsqd": {**nsqd, "msg_timeout_seconds": MSG_TIMEOUT_SECONDS},
                 "pools": {self.pool: {"task_timeout_seconds": pool["task_timeout_seconds"]}},
@@ -253,6 +255,7 @@ class System:
         documents["slowjobs"] = {
             "service": "cli",
             "host": "control1",
+            "bridge_socket": bridge_socket,
             "kafka": kafka,
             "postgresql": postgresql,
             "nsqd": nsqd,

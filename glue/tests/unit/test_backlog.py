@@ -43,3 +43,15 @@ def test_kafka_is_asked_for_more_only_when_little_is_left() -> None:
     assert waiting.held_back
     waiting.remove(0, 1000)
     assert not waiting.held_back
+
+
+def test_what_is_passed_leaves_and_makes_room() -> None:
+    waiting = backlog.Backlog()
+    for offset in range(5000):
+        waiting.add(_record(offset, partition=offset % 2))
+    waiting.pass_to(0, 4998)
+    assert len(waiting) == 2501
+    waiting.pass_to(1, 9999)
+    waiting.pass_to(7, 9999)
+    assert [record.position.offset for record in waiting.head(10, 1000)] == [4998]
+    assert not waiting.held_back

@@ -234,3 +234,32 @@ def test_what_was_told_before_is_not_told_again() -> None:
     lane.ledger.apply(started, EVENTS)
     lane.ledger.apply(up, EVENTS + 1)
     assert lane.ledger.events_needed(0, EVENTS + 9) == EVENTS + 2
+
+
+def test_a_large_backlog_that_was_discarded_takes_next_to_nothing_in_memory_and_commit() -> None:
+    lane = _began()
+    _publish(lane, range(10))
+    for offset in range(10, 20):
+        lane.add(_record(offset))
+    lane.ledger.finish_all(0, 50_000)
+    lane.backlog.pass_to(0, 50_000)
+    for offset in range(50_000):
+        _done(lane, offset)  # the bridge reads its own words
+    for offset in range(20, 50_002):
+        lane.add(_record(offset))  # Kafka has sent some of it meanwhile
+    committed = lane.to_commit(0, EVENTS)
+    assert (committed.offset, lane.ledger.outstanding, lane.ledger.events_needed(0, EVENTS)) == (50_000, 0, EVENTS)
+    assert len(committed.metadata) < 200
+    assert [record.position.offset for record in lane.backlog.head(10, 1000)] == [50_000, 50_001]
+
+
+def test_what_was_discarded_before_a_crash_is_neither_published_nor_discarded_again() -> None:
+    lane = _began()
+    _publish(lane, range(10))
+    lane.ledger.finish_all(0, 2000)
+    committed = lane.to_commit(0, EVENTS)
+    again = _began(committed.metadata, committed.offset)
+    for offset in range(2000, 3000):
+        _done(again, offset)
+    assert list(again.ledger.not_done(0, range(5000))) == list(range(3000, 5000))
+    assert all(again.ledger.is_done(_at(offset)) for offset in range(2000, 3000))

@@ -404,6 +404,19 @@ def test_what_is_told_done_before_it_is_published_is_known_after_a_restart(story
     assert again.is_done(position(5))
 
 
+def test_what_was_discarded_is_not_missing_and_lost_no_more(story: Story) -> None:
+    story.publish(1, 2)
+    assert story.read(0, times=3) == [1, 2]
+    story.ledger.finish_all(0, 9)
+    assert story.read(0, times=3) == []
+    assert (story.ledger.holding, story.ledger.missing, story.ledger.mark(0)) == (False, 0, 9)
+
+
+def test_what_kafka_has_lost_and_nsq_was_never_given_is_not_discarded(story: Story) -> None:
+    story.publish(1)
+    assert list(story.ledger.not_done(0, range(7, 9))) == [1, 7, 8]
+
+
 def test_a_partition_that_went_takes_its_lost_ones_along(story: Story) -> None:
     story.publish(1)
     story.read(0, times=3)
@@ -456,7 +469,9 @@ def test_the_books_are_right_whatever_is_told_in_whatever_order(steps: list[tupl
     assert story.ledger.outstanding == story.ledger.count(0) == len(published - done)
     assert story.ledger.mark(0) == max(published, default=-1) + 1
     assert story.ledger.lowest(0) == min(published - done, default=story.ledger.mark(0))
-    assert all(story.ledger.is_done(position(offset)) == (offset in done) for offset in range(story.ledger.mark(0), 13))
+    backlog = range(story.ledger.mark(0), 13)
+    assert all(story.ledger.is_done(position(offset)) == (offset in done) for offset in backlog)
+    assert list(story.ledger.not_done(0, range(13))) == sorted(published.union(backlog) - done)
 
 
 @settings(deadline=None)

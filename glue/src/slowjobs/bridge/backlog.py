@@ -65,6 +65,11 @@ class Backlog:
         if queue:
             self._partitions[partition] = queue
 
+    def pass_to(self, partition: int, end: int) -> None:
+        """Take out what of a partition is before ``end``."""
+        if partition in self._partitions:
+            self.remove(partition, sum(record.position.offset < end for record in self._partitions[partition]))
+
     def next(self, partition: int) -> int:
         """Return the offset after the last request of a partition that waits here; 0 where none does."""
         queue = self._partitions.get(partition)
@@ -72,8 +77,7 @@ class Backlog:
 
     def drop(self, partition: int) -> None:
         """Forget a partition: Kafka gives it again."""
-        if partition in self._partitions:
-            self.remove(partition, len(self._partitions[partition]))
+        self.pass_to(partition, self.next(partition))
 
     def created(self) -> float | None:
         """Return when the oldest that is next in its partition was produced, in seconds since 1970."""

@@ -14,7 +14,7 @@ import prometheus_client
 import structlog
 
 from slowjobs import kafka, nsq, retry, service
-from slowjobs.bridge import commit, events, lane, publishing, readings
+from slowjobs.bridge import commit, discard, events, lane, publishing, readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -75,7 +75,8 @@ class Bridge(service.Service):
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=GROUP)
         fetcher = kafka.Fetcher(self._config.kafka, self._secrets)
         try:
-            async with nsq.session() as session, asyncio.TaskGroup() as tasks:
+            asked = discard.serving(self._config.bridge_socket, self._lanes.values())
+            async with asked, nsq.session() as session, asyncio.TaskGroup() as tasks:
                 hosts = self._config.nsqd.hosts
                 apis = {host: nsq.Api(session, hosts[host].http_address) for host in self._config.nsqd.serving}
                 beside = [tasks.create_task(self._read_figures(apis)), tasks.create_task(producer.watch())]

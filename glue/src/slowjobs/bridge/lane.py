@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -45,6 +46,8 @@ class Lane:
         self._active = config.nsqd.active
         #: partition -> what is about to be sent, or was sent without an answer.
         self.unsettled: dict[int, commit.Batch] = {}
+        #: who waits for all of the lane to be discarded, and hears how many requests that were.
+        self.discards: deque[asyncio.Future[int]] = deque()
         #: set by whatever may let the lane go on.
         self.wake = asyncio.Event()
         #: held from the choice of a batch to its answer: nsqd's figures say nothing meanwhile.

@@ -233,6 +233,25 @@ class Ledger:
         known.listed = max(known.listed, end)
         known.mark = max(known.mark, end)
 
+    def not_done(self, partition: int, there: range) -> Iterator[int]:
+        """Yield what of ``there``, all offsets of a partition, is not done, published or not, ascending.
+
+        What was never published counts as a request at each offset, gaps too. All may be done meanwhile.
+        """
+        known = self._partitions[partition]
+        undone, unlisted = list(known.undone), range(max(known.listed, there.start), there.stop)
+        yield from undone
+        yield from (offset for offset in unlisted if offset not in known.ahead)
+
+    def finish_all(self, partition: int, end: int) -> None:
+        """Note that all below ``end`` is done, published or not."""
+        known = self._partitions[partition]
+        for offset in [offset for offset in known.undone if offset < end]:
+            known.undone.pop(offset).state = _State.DONE
+        for offset in [offset for offset in known.ahead if offset < end]:
+            del known.ahead[offset]
+        self.pass_to(partition, end)
+
     def holds(self, position: documents.Position) -> bool:
         """Tell whether a position was published and is not done."""
         return self._find(position) is not None

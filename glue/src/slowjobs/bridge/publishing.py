@@ -13,7 +13,7 @@ import prometheus_client
 import structlog
 
 from slowjobs import documents, kafka, kinds, nsq, retry
-from slowjobs.bridge import backlog, commit
+from slowjobs.bridge import backlog, commit, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,6 +71,16 @@ class Publishing:
         self._events = events
         self._active = config.nsqd.active
         self._name = name
+        self._teller = f"{config.host}/bridge"
+        self._discarding = discard.Discarding(
+            lane,
+            teller=self._teller,
+            apis=apis,
+            producer=producer,
+            fetcher=fetcher,
+            events=events,
+            commit=self.commit,
+        )
         self._publisher = nsq.Publisher(config.nsqd.hosts[self._active].tcp_address, client_id=name)
         #: nsqd's start_time and the topic's message_count, as far as we know; zeros while that has to be asked.
         self._count = 0, 0
@@ -93,6 +103,8 @@ class Publishing:
         lane = self._lane
         if lane.unsettled:
             await self._settle()
+        elif lane.discards:
+            await self._discarding.answer()
         elif lane.ledger.lost and lane.cap.room:
             await self._publish_again()
         elif lane.backlog and self._may_publish_new():
@@ -327,7 +339,7 @@ class Publishing:
         name = self._lane.name
         log.warning("bridge.dead_letter", lane=name, position=str(position), reason=reason)
         await self._producer.send_dead_letter(documents.DeadLetter(name, reason, error, "bridge", raw, position))
-        done = documents.Event("done", f"{self._config.host}/bridge", name, position, outcome="dead", reason=reason)
+        done = documents.Event("done", self._teller, name, position, outcome="dead", reason=reason)
         told = await self._producer.send_for_sure(kafka.EVENTS, done.write())
         self._lane.ledger.note_done(position, told.offset)
         _DEAD.labels(name, reason).inc()

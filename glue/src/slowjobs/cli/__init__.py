@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slowjobs import log
-from slowjobs.cli import dead, enqueue, find, gate, pause, reenqueue, services, site, try_
+from slowjobs.cli import dead, empty, enqueue, find, gate, pause, reenqueue, services, site, try_
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,6 +35,7 @@ for _command in (
     pause.pause_command,
     pause.unpause_command,
     pause.wait_idle_command,
+    empty.empty_command,
     gate.gate_group,
 ):
     main.add_command(_command)

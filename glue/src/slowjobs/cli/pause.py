@@ -14,11 +14,11 @@ import rich.console
 import rich.markup
 
 from slowjobs import documents, settings
-from slowjobs.cli import common
+from slowjobs.cli import choice, common
 from slowjobs.operations import idle, pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from datetime import timedelta
     from pathlib import Path
 
@@ -26,34 +26,11 @@ if TYPE_CHECKING:
 _SHOWN = 8
 
 
-def _lanes_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what names lanes: LANE..., --pool, --all."""
-    for option in (
-        click.argument("lanes", metavar="[LANE]...", nargs=-1),
-        click.option("--pool", help="All lanes of this pool."),
-        click.option("--all", "everything", is_flag=True, help="All lanes."),
-    ):
-        command = option(command)
-    return command
-
-
-def _chosen(config: settings.CliSettings, lanes: tuple[str, ...], pool: str | None, *, everything: bool) -> list[str]:
-    """Return the lanes that are meant, as the options and the configuration order them."""
-    if sum(map(bool, (lanes, pool, everything))) != 1:
-        raise click.UsageError("expected one of LANE..., --pool and --all.")
-    if unknown := [lane for lane in lanes if lane not in config.lanes]:
-        common.fail(f"no lanes: {', '.join(unknown)}; lanes: {', '.join(config.lanes)}", common.EXIT_USAGE)
-    if pool and pool not in config.pools:
-        common.fail(f"there is no pool {pool!r}; pools: {', '.join(config.pools)}", common.EXIT_USAGE)
-    chosen = [name for name, lane in config.lanes.items() if everything or name in lanes or lane.pool == pool]
-    return chosen or common.fail("there are no such lanes", common.EXIT_USAGE)
-
-
 @click.command("pause")
-@_lanes_options
+@choice.lanes_options
 @common.json_option
 @common.site_option
-def pause_command(path: Path, *, as_json: bool, **choice: Any) -> None:
+def pause_command(path: Path, *, as_json: bool, **chosen: Any) -> None:
     """Have no request of the lanes begin any more, on no host; what runs goes on to its end.
 
     Within a second of its end nothing begins. What workers had taken and not begun goes back to NSQ. The bridge goes
@@ -66,15 +43,15 @@ def pause_command(path: Path, *, as_json: bool, **choice: Any) -> None:
       slowjobs pause --all && slowjobs wait-idle
     """
     config, _ = common.load(path, settings.CliSettings)
-    report = asyncio.run(pause.pause(config, _chosen(config, **choice)))
+    report = asyncio.run(pause.pause(config, choice.chosen(config, **chosen)))
     _tell(report, "paused", as_json=as_json)
 
 
 @click.command("unpause")
-@_lanes_options
+@choice.lanes_options
 @common.json_option
 @common.site_option
-def unpause_command(path: Path, *, as_json: bool, **choice: Any) -> None:
+def unpause_command(path: Path, *, as_json: bool, **chosen: Any) -> None:
     """Let requests of the lanes begin again, whoever paused them.
 
     \b
@@ -83,7 +60,7 @@ def unpause_command(path: Path, *, as_json: bool, **choice: Any) -> None:
       slowjobs unpause --all
     """
     config, _ = common.load(path, settings.CliSettings)
-    report = asyncio.run(pause.unpause(config, _chosen(config, **choice)))
+    report = asyncio.run(pause.unpause(config, choice.chosen(config, **chosen)))
     _tell(report, "unpaused", as_json=as_json)
 
 
@@ -110,13 +87,13 @@ def _tell(report: pause.Report, what: str, *, as_json: bool) -> None:
 
 
 @click.command("wait-idle")
-@_lanes_options
+@choice.lanes_options
 @click.option(
     "--timeout", type=common.DURATION, default="10m", show_default=True, help="How long to wait; then exit 3."
 )
 @common.json_option
 @common.site_option
-def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **choice: Any) -> None:
+def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **chosen: Any) -> None:
     """Wait until nothing of the lanes runs. Without LANE, --pool or --all: of all lanes.
 
     Idle means that nsqd has nothing in flight on any host and that every worker says it has nothing, in three readings
@@ -128,9 +105,9 @@ def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **choice
       slowjobs wait-idle --pool ingest --json
     """
     config, _ = common.load(path, settings.CliSettings)
-    if not any(choice.values()):
-        choice["everything"] = True
-    names, begun = _chosen(config, **choice), time.monotonic()
+    if not any(chosen.values()):
+        chosen["everything"] = True
+    names, begun = choice.chosen(config, **chosen), time.monotonic()
     console = rich.console.Console(stderr=True)
     # Nothing of it is shown where it is no terminal.
     with console.status("asking nsqd and the workers") as status:
@@ -156,8 +133,7 @@ def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **choice
 def _summary(outcome: idle.Outcome) -> str:
     if outcome.last.idle:
         return f"idle in {outcome.readings} of {idle.READINGS} readings"
-    in_flight = sum(each.requests for each in outcome.last.in_flight)
-    return f"in flight {in_flight}, {len(outcome.last.tasks)} in workers, {len(outcome.last.unknown)} do not answer"
+    return str(outcome.last)
 
 
 def _what_runs(outcome: idle.Outcome) -> Iterator[str]:

@@ -54,6 +54,10 @@ class Fetcher:
             wanted[position.partition_of].append(position.offset)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._read, wanted)
 
+    async def reach(self, topic: str) -> dict[int, range]:
+        """Return ``partition -> the offsets from its oldest message to its end``. Raises as ``read``."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._reach, topic)
+
     def close(self) -> None:
         """Wait for what is being read, and close the connections."""
         self._thread.shutdown(cancel_futures=True)
@@ -85,6 +89,17 @@ class Fetcher:
             self._consumer.unassign()
         return found
 
+    def _reach(self, topic: str) -> dict[int, range]:
+        known = self._consumer.list_topics(topic, TIMEOUT_SECONDS).topics[topic]
+        if known.error is not None:
+            raise confluent_kafka.KafkaException(known.error)
+        return {partition: range(*self._ends(topic, partition)) for partition in known.partitions}
+
+    def _ends(self, topic: str, partition: int) -> tuple[int, int]:
+        return self._consumer.get_watermark_offsets(
+            confluent_kafka.TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS
+        )
+
     def _there(self, wanted: Mapping[tuple[str, int], Iterable[int]]) -> dict[tuple[str, int], deque[int]]:
         """Return those of ``wanted`` that are between a partition's ends, in order."""
         # Asked anew: librdkafka remembers what is missing for long.
@@ -95,9 +110,7 @@ class Fetcher:
                 # So says a broker, too, that has just come back and knows little yet.
                 unknown = confluent_kafka.KafkaError(confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART, topic)
                 raise confluent_kafka.KafkaException(known[topic].error or unknown)
-            low, high = self._consumer.get_watermark_offsets(
-                confluent_kafka.TopicPartition(topic, partition), timeout=TIMEOUT_SECONDS
-            )
+            low, high = self._ends(topic, partition)
             there[topic, partition] = deque(sorted({offset for offset in offsets if low <= offset < high}))
         return {where: offsets for where, offsets in there.items() if offsets}
 

@@ -70,6 +70,10 @@ class Reading:
         """Whether nothing runs."""
         return not (self.in_flight or self.tasks or self.unknown)
 
+    def __str__(self) -> str:
+        in_flight = sum(each.requests for each in self.in_flight)
+        return f"in flight {in_flight}, {len(self.tasks)} in workers, {len(self.unknown)} do not answer"
+
 
 @dataclass(frozen=True)
 class Outcome:
