@@ -184,7 +184,7 @@ def test_a_host_is_not_taken_out_while_workers_take_from_it(monkeypatch: pytest.
     assert_breaks("P5", Bridge, "wrong_order")
 
 
-def test_a_lane_is_not_emptied_before_the_ledger_is_told() -> None:
+def test_nothing_is_published_between_emptying_a_lane_and_telling() -> None:
     class EmptiesFirst(Bridge):
         def _discard(self) -> Process:
             for host in self._hosts():
@@ -194,6 +194,17 @@ def test_a_lane_is_not_emptied_before_the_ledger_is_told() -> None:
             yield from super()._discard()
 
     assert_breaks("E", EmptiesFirst, "lane_emptied")
+
+
+def test_nothing_is_told_to_be_discarded_while_nsqd_has_it() -> None:
+    class TellsFirst(Bridge):
+        def _discard(self) -> Process:
+            self._follow()
+            yield from self._tell_of_all()
+            for host in self._hosts():
+                host.empty()
+
+    assert_breaks("E", TellsFirst, "lane_emptied", "bridge_killed")
 
 
 def test_a_batch_without_an_answer_is_not_published_again_at_once() -> None:

@@ -32,7 +32,7 @@ class Bridge:
         self._unsettled: dict[int, commit.Batch] = {}
         #: from the choice of a batch to its answer, and while nsqd is read.
         self._locked = False
-        self._committing = False
+        self._committing = self._begun = False
         self._next_event = 0
         #: the lane is being emptied; it was.
         self.stopped = self.emptied = False
@@ -66,6 +66,7 @@ class Bridge:
         self._begin()
         yield from self._step()
         self._follow()
+        self._begun = True
         for part in (self._follow_for_ever, self._count, self._read_for_ever, self._publish_for_ever, self._commit):
             self._processes.append(self._world.start(part()))
 
@@ -129,20 +130,28 @@ class Bridge:
         self._processes.append(self._world.start(self._empty_lane()))
 
     def _empty_lane(self) -> Process:
-        while self._unsettled:
-            yield from self._step()
         yield from self._lock()
+        while not self._begun or self._unsettled or not all(host.answers for host in self._hosts()):
+            self._locked = False
+            yield from self._step()
+            yield from self._lock()
         yield from self._discard()
         self._locked = self.stopped = False
         self.emptied = True
 
     def _discard(self) -> Process:
-        for position in self._world.all_requests():
-            self._world.discard(position)
-            yield from self._step()
         self._follow()
         for host in self._hosts():
             host.empty()
+        yield from self._tell_of_all()
+
+    def _tell_of_all(self) -> Process:
+        yield from self._step()
+        for position in self._world.all_requests():
+            if position.offset in self.ledger.not_done(position.partition, range(position.offset + 1)):
+                self._world.discard(position)
+                yield from self._step()
+                self.ledger.finish_all(position.partition, position.offset + 1)
 
     # nsqd
 

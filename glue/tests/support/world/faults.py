@@ -152,7 +152,7 @@ def host_taken_out_of_the_bridge_alone(world: World) -> None:
 
 
 def lane_emptied(world: World) -> None:
-    """A person has the bridge discard all of the lane; asked again when the bridge dies of it."""
+    """A person has the bridge discard all of the lane; when it dies of it asks again, or lets the rest go on."""
     world.start(_empty_lane(world))
     world.heal(20, lambda: None)
 
@@ -160,11 +160,13 @@ def lane_emptied(world: World) -> None:
 def _empty_lane(world: World) -> Process[None]:
     for host in world.hosts:
         host.paused = True
-    while any(host.in_flight for host in world.hosts):
+    while any(host.in_flight for host in world.hosts) or not all(worker.idle for worker in world.workers):
         yield 0.5
     asked = None
     while not world.bridge.emptied:
         if world.bridge is not asked:
+            if asked and world.chance(0.5):
+                break
             asked = world.bridge
             asked.empty_lane()
         yield 0.5

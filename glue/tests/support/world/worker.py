@@ -81,6 +81,11 @@ class Worker:
             del self._tasks[task.message]
             self._tell("abandoned", task)
 
+    @property
+    def idle(self) -> bool:
+        """Tell whether it has nothing to do, as a person can ask it."""
+        return not self._tasks
+
     def runs(self, position: documents.Position) -> bool:
         return any(task.running and task.message.position == position for task in self._tasks.values())
 

@@ -196,6 +196,8 @@ class World:
         self.events.append(event)
         if event.event == "started" and event.position:
             self._last_teller[event.position] = event.worker
+            if event.position in self._discarded:
+                self.broken("E", "discarded, and begins:", event.position)
         if event.event == "done" and event.position:
             self.undone.discard(event.position)
 
