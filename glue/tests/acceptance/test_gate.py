@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from slowjobs import documents, settings
 from support import handlers
 from support.sampler import Sampler
 from support.system import request
@@ -107,3 +108,39 @@ def test_who_may_write_to_postgresql_is_a_running_persister_or_a_session_of_ours
     assert _gate(system, "writers") == "0"
     system.services.postgresql.stop()
     assert system.run("gate", "writers", expect=1).stdout == ""
+
+
+def test_what_the_bridge_gave_to_a_host_is_known_without_it(make_system: MakeSystem) -> None:
+    system = make_system(handler=handlers.GATED, slots=1)
+    system.setup()
+    system.start(system.bridge)
+    system.send_requests(range(3))
+    wait_until(lambda: _gate(system, "unfinished", "svc506"), 30, "its commit", accept=lambda figure: figure == "3")
+    system.bridge.stop()
+    system.services.nsqd.stop()
+    assert _document(system, "unfinished", "svc506")["lanes"] == {system.lane: 3}
+
+
+def test_what_is_deferred_and_what_ran_twice_is_told_by_the_workers(make_system: MakeSystem) -> None:
+    handler = ("/bin/sh", "-c", 'case "$(cat)" in *later*) exit 75;; esac; printf "{}"')
+    retry = {"base_seconds": 800, "cap_seconds": 800}
+    system = make_system(handler=handler, pool={"retry": retry})
+    system.setup()
+    system.start(system.bridge, system.worker)
+    nobody = {"v": 1, "figure": 0, "host": "svc506", "last_due": None}
+    assert _document(system, "deferred", "svc506") == nobody
+    begun = documents.now()
+    system.send_requests(["later", "now"])
+    document = wait_until(lambda: _document(system, "deferred", "svc506"), 30, "one", accept=lambda it: it["figure"])
+    assert document["figure"] == 1
+    assert begun < document["last_due"] < documents.now(800)
+
+    assert _gate(system, "run-twice") == "0"
+    [(partition, offset)] = [where for where, value in system.sent().items() if value == request("now")]
+    position = documents.Position(system.kafka_topic, partition, offset)
+    kind = settings.JobKind(type="job", key=("file_id",))
+    _, again = documents.write_assignment(request("now"), position, kind, 1000)
+    system.services.nsqd.publish(system.lane, again)
+    twice = wait_until(lambda: _document(system, "run-twice"), 20, "its end", accept=lambda it: it["figure"])
+    assert (twice["figure"], twice["positions"]) == (1, [str(position)])
+    assert _gate(system, "run-twice", "--within", "0s") == "0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from slowjobs import log
-from slowjobs.cli import dead, empty, enqueue, find, gate, pause, reenqueue, services, site, try_
+from slowjobs.cli import dead, empty, enqueue, find, gate, lease, pause, reenqueue, services, site, try_
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,5 +37,6 @@ for _command in (
     pause.wait_idle_command,
     empty.empty_command,
     gate.gate_group,
+    lease.lease_command,
 ):
     main.add_command(_command)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from slowjobs import documents, errors, settings
 from slowjobs.cli import common
-from slowjobs.operations import gate
+from slowjobs.operations import gate, told
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -41,6 +42,52 @@ def empty_command(path: Path, host: str, *, as_json: bool) -> None:
       slowjobs gate empty svc506 --json | jq .lanes
     """
     _print(gate.empty(*_nsqd(path, host)), as_json=as_json)
+
+
+@gate_group.command("unfinished")
+@click.argument("host")
+@common.json_option
+@common.site_option
+def unfinished_command(path: Path, host: str, *, as_json: bool) -> None:
+    """Print how many requests the bridge gave to nsqd HOST that are not done, whether HOST answers or not.
+
+    \b
+    Examples:
+      slowjobs gate unfinished svc506
+    """
+    config, host = _nsqd(path, host)
+    _print(asyncio.to_thread(gate.unfinished, config, settings.credentials(), host), as_json=as_json)
+
+
+@gate_group.command("deferred")
+@click.argument("host")
+@common.json_option
+@common.site_option
+def deferred_command(path: Path, host: str, *, as_json: bool) -> None:
+    """Print how many requests wait on nsqd HOST for their next try; --json says when the last is due.
+
+    \b
+    Examples:
+      slowjobs gate deferred svc506 --json | jq .last_due
+    """
+    config, host = _nsqd(path, host)
+    _print(asyncio.to_thread(told.deferred, config, settings.credentials(), host), as_json=as_json)
+
+
+@gate_group.command("run-twice")
+@click.option("--within", type=common.DURATION, default="1h", show_default=True, help="How far to look back.")
+@common.json_option
+@common.site_option
+def run_twice_command(path: Path, within: timedelta, *, as_json: bool) -> None:
+    """Print how many requests came to an end more than once lately; --json names their positions.
+
+    \b
+    Examples:
+      slowjobs gate run-twice --within 90m
+    """
+    config, secrets = common.load(path, settings.CliSettings)
+    since = time.time() - within.total_seconds()
+    _print(asyncio.to_thread(told.run_twice, config, secrets, since), as_json=as_json)
 
 
 @gate_group.command("clients")

@@ -19,12 +19,20 @@ _BATCH = 10_000
 
 
 def scan(
-    kafka: settings.Kafka, secrets: settings.Credentials, topic: str, *, first: int = 0
+    kafka: settings.Kafka, secrets: settings.Credentials, topic: str, *, first: int = 0, since: float | None = None
 ) -> Iterator[confluent_kafka.Message]:
-    """Yield the messages from offset ``first`` to what is the end now. Raises confluent_kafka.KafkaException."""
+    """Yield the messages from offset ``first`` to what is the end now. Raises confluent_kafka.KafkaException.
+
+    ``since``: only those that were written from that moment on, in seconds since 1970.
+    """
     with contextlib.closing(reader(kafka, secrets, group="slowjobs-scan")) as client:
         partition = confluent_kafka.TopicPartition(topic, 0)
         low, high = client.get_watermark_offsets(partition, timeout=TIMEOUT_SECONDS)
+        if since is not None:
+            partition.offset = int(since * 1000)
+            [found] = client.offsets_for_times([partition], timeout=TIMEOUT_SECONDS)
+            # Below 0 where nothing was written since.
+            first = found.offset if found.offset >= 0 else high
         partition.offset = max(low, first)
         if partition.offset >= high:
             return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from slowjobs import errors, nsq, postgres
-from slowjobs.operations import lanes, state_port
+from slowjobs.operations import lanes, progress, state_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +62,21 @@ async def empty(config: settings.CliSettings, host: str) -> Figure:
     }
     figure = sum(max(lane.outstanding, published[lane.name]) for lane in last)
     return Figure(figure, {"host": host, "lanes": details})
+
+
+def unfinished(config: settings.CliSettings, secrets: settings.Credentials, host: str) -> Figure:
+    """Count the requests that the bridge gave to ``host`` and that are not done, by its commits.
+
+    What nsqd says after an unclean start is a guess; and it says nothing when it is gone.
+    """
+    figures = {}
+    for topic, partitions in progress.reach(config, secrets, config.lane_of_topic).items():
+        known = [progress.Progress.of(partition) for partition in partitions or ()]
+        # Where the list had become too long nobody knows the host.
+        figures[config.lane_of_topic[topic]] = sum(
+            list(each.undone.values()).count(host) + each.mark - each.listed for each in known
+        )
+    return _sum(host, figures)
 
 
 async def clients(config: settings.CliSettings, host: str) -> Figure:
