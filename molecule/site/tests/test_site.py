@@ -291,6 +291,13 @@ def test_secrets_are_for_root_alone(control: Host) -> None:
         assert container(worker).file(folder.path).listdir() == []
 
 
+def test_a_lane_is_discarded_over_a_socket_that_is_closed_to_other_users(control: Host) -> None:
+    said = json.loads(control.check_output("slowjobs empty fixity-check --yes --json"))
+    assert ([lane["discarded"] for lane in said["lanes"]], said["errors"]) == ([0], [])
+    socket = control.file("/run/slowjobs/bridge.sock")
+    assert (socket.mode, socket.user) == (0o700, "slowjobs-bridge")
+
+
 @pytest.mark.parametrize(("host", "unit"), UNITS)
 def test_units_are_hardened(host: str, unit: str) -> None:
     # Of 10, which is an unconfined service; systemd's own are between 2 and 9.
