@@ -2,7 +2,7 @@
 """What nsqd.service needs around nsqd itself: note how it ended, and wait until it answers.
 
 starting DIR    say so in the journal if the last end was not clean, then forget it
-stopped DIR     note how it ended ($SERVICE_RESULT of systemd)
+stopped DIR     have its queue on the disk, and note how it ended ($SERVICE_RESULT of systemd)
 answering URL SECONDS    return when /ping says OK; exit 1 when nsqd is gone or the time is over
 """
 
@@ -32,7 +32,11 @@ def starting(directory: Path) -> None:
 
 
 def stopped(directory: Path) -> None:
-    """Note how nsqd ended."""
+    """Have all that nsqd wrote on the disk, and note how it ended."""
+    # nsqd leaves its queue files to the kernel, and who stops it may cut the power next.
+    for queue in directory.glob("*.dat"):
+        with queue.open("rb") as file:
+            os.fsync(file.fileno())
     # The note must be on the disk before a power cut can make a clean stop look unclean.
     with (directory / NOTE).open("w") as note:
         note.write(os.environ.get("SERVICE_RESULT", "unknown") + "\n")
