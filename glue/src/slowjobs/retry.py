@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 import tenacity
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from slowjobs import settings
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -70,3 +74,16 @@ def while_away(server: str, *errors: type[BaseException]) -> tenacity.AsyncRetry
         retry=tenacity.retry_if_exception_type(errors),
         before_sleep=_log,
     )
+
+
+async def outlast(
+    server: str,
+    errors: type[BaseException] | tuple[type[BaseException], ...],
+    ask: Callable[..., Awaitable[T]],
+    *arguments: object,
+) -> T:
+    """Return what ``ask`` answers, asked as ``while_away`` does."""
+    async for attempt in while_away(server, *(errors if isinstance(errors, tuple) else (errors,))):
+        with attempt:
+            return await ask(*arguments)
+    raise AssertionError("while_away goes on until it returns")

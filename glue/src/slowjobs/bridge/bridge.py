@@ -206,7 +206,7 @@ class _Work:
         await self._stop()
         for topic, partition in lost:
             self._lanes[topic].forget(partition)
-        end = await events.end(self._config.kafka, self._secrets)
+        end = await events.end(self._servers.fetcher)
         begins = [] if self._events is None else [self._events.next]
         for committed in await self._committed(joined):
             topic_id = self._topic_ids[committed.topic]
@@ -218,10 +218,9 @@ class _Work:
     async def _committed(self, joined: Sequence[kafka.Committed]) -> list[kafka.Committed]:
         """Return the commits as they are now: a partition that went and came may have had one more meanwhile."""
         where = [(each.topic, each.partition) for each in joined]
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                return await self._consumer.committed(where) if where else []
-        raise AssertionError("while_away goes on until it returns")
+        if not where:
+            return []
+        return await retry.outlast("kafka", confluent_kafka.KafkaException, self._consumer.committed, where)
 
     async def end(self) -> None:
         """Stop, and commit what is done."""
@@ -274,9 +273,9 @@ async def _outlast_topics(topics: kafka.Topics, topic_ids: Mapping[str, str]) ->
     """Return when one of the topics was made anew: librdkafka can go on with it as if it were the old one."""
     while True:
         await asyncio.sleep(_TOPICS_SECONDS)
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                now = await asyncio.to_thread(topics.ids, list(topic_ids))
+        now = await retry.outlast(
+            "kafka", confluent_kafka.KafkaException, asyncio.to_thread, topics.ids, list(topic_ids)
+        )
         if anew := [topic for topic in now if now[topic] != topic_ids[topic]]:
             log.warning("bridge.topics_made_anew", topics=" ".join(anew))
             return

@@ -66,9 +66,7 @@ class Events:
 
     async def catch_up(self) -> None:
         """Return when all that was written before is read. Waits for Kafka for as long as it takes."""
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                end = await self._follower.end()
+        end = await retry.outlast("kafka", confluent_kafka.KafkaException, self._follower.end)
         while self.next < end:
             await self._more.wait()
 
@@ -77,13 +75,7 @@ class Events:
         await asyncio.to_thread(self._follower.close)
 
 
-async def end(config: settings.Kafka, secrets: settings.Credentials) -> int:
-    """Return the offset of the next event that will be written."""
-    follower = kafka.Follower(config, secrets, kafka.EVENTS, 0)
-    try:
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                return await follower.end()
-        raise AssertionError("while_away goes on until it returns")
-    finally:
-        await asyncio.to_thread(follower.close)
+async def end(fetcher: kafka.Fetcher) -> int:
+    """Return the offset of the next event that will be written. Waits for Kafka for as long as it takes."""
+    reach = await retry.outlast("kafka", confluent_kafka.KafkaException, fetcher.reach, kafka.EVENTS)
+    return reach[0].stop

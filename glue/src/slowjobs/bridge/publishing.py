@@ -161,10 +161,7 @@ class Publishing:
 
     async def _fetch(self, positions: list[documents.Position]) -> list[kafka.Record]:
         """Return the requests at ``positions``, as many as one MPUB can carry. Those that are gone are dead letters."""
-        found: dict[documents.Position, kafka.Record] = {}
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                found = await self._fetcher.read(positions)
+        found = await retry.outlast("kafka", confluent_kafka.KafkaException, self._fetcher.read, positions)
         fetched = backlog.Backlog()
         for position in positions:
             if position in found:
@@ -231,9 +228,7 @@ class Publishing:
 
     async def _stored(self, batch: commit.Batch) -> int:
         """Return how many of the first requests of a batch nsqd may have; all when there is no telling."""
-        async for attempt in retry.while_away(f"nsqd {batch.host}", *nsq.ERRORS):
-            with attempt:
-                start_time, count = await self._read_count(batch.host)
+        start_time, count = await retry.outlast(f"nsqd {batch.host}", nsq.ERRORS, self._read_count, batch.host)
         if start_time != batch.start_time or count < batch.count:
             return len(batch.offsets)  # nsqd was started anew, or somebody has deleted the topic
         # nsqd stores an MPUB from its beginning, and what others publish only raises the count.
@@ -248,9 +243,7 @@ class Publishing:
         gone_since = math.inf
         for _ in range(_GONE_TRIES):
             asked = time.monotonic()
-            async for attempt in retry.while_away(f"nsqd {host}", *nsq.ERRORS):
-                with attempt:
-                    publishers = await self._apis[host].publishers()
+            publishers = await retry.outlast(f"nsqd {host}", nsq.ERRORS, self._apis[host].publishers)
             answered = time.monotonic()
             if any(map(self._may_bring, publishers)) or answered - asked > _STALLED_SECONDS:
                 gone_since = math.inf
@@ -302,9 +295,9 @@ class Publishing:
                         await self._check_place(committed)
 
     async def _check_place(self, mine: kafka.Committed) -> None:
-        async for attempt in retry.while_away("kafka", confluent_kafka.KafkaException):
-            with attempt:
-                (there,) = await self._consumer.committed([(mine.topic, mine.partition)])
+        (there,) = await retry.outlast(
+            "kafka", confluent_kafka.KafkaException, self._consumer.committed, [(mine.topic, mine.partition)]
+        )
         if there != mine:
             raise kafka.FencedError(f"{mine.topic}[{mine.partition}] has another commit than this bridge's")
 

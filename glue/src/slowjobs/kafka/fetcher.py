@@ -90,10 +90,14 @@ class Fetcher:
         return found
 
     def _reach(self, topic: str) -> dict[int, range]:
+        return {partition: range(*self._ends(topic, partition)) for partition in self._partitions(topic)}
+
+    def _partitions(self, topic: str) -> list[int]:
+        # Asked anew: librdkafka remembers what is missing for long.
         known = self._consumer.list_topics(topic, TIMEOUT_SECONDS).topics[topic]
-        if known.error is not None:
-            raise confluent_kafka.KafkaException(known.error)
-        return {partition: range(*self._ends(topic, partition)) for partition in known.partitions}
+        if known.error is not None or not known.partitions:
+            raise confluent_kafka.KafkaException(known.error or _unknown(topic))
+        return list(known.partitions)
 
     def _ends(self, topic: str, partition: int) -> tuple[int, int]:
         return self._consumer.get_watermark_offsets(
@@ -102,14 +106,11 @@ class Fetcher:
 
     def _there(self, wanted: Mapping[tuple[str, int], Iterable[int]]) -> dict[tuple[str, int], deque[int]]:
         """Return those of ``wanted`` that are between a partition's ends, in order."""
-        # Asked anew: librdkafka remembers what is missing for long.
-        known = {topic: self._consumer.list_topics(topic, TIMEOUT_SECONDS).topics[topic] for topic, _ in wanted}
+        known = {topic: self._partitions(topic) for topic, _ in wanted}
         there = {}
         for (topic, partition), offsets in wanted.items():
-            if known[topic].error is not None or partition not in known[topic].partitions:
-                # So says a broker, too, that has just come back and knows little yet.
-                unknown = confluent_kafka.KafkaError(confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART, topic)
-                raise confluent_kafka.KafkaException(known[topic].error or unknown)
+            if partition not in known[topic]:
+                raise confluent_kafka.KafkaException(_unknown(topic))
             low, high = self._ends(topic, partition)
             there[topic, partition] = deque(sorted({offset for offset in offsets if low <= offset < high}))
         return {where: offsets for where, offsets in there.items() if offsets}
@@ -125,3 +126,8 @@ class Fetcher:
         if error is not None and not is_end(message):
             raise confluent_kafka.KafkaException(error)
         return message
+
+
+def _unknown(topic: str) -> confluent_kafka.KafkaError:
+    """Return what a broker says, too, that has just come back and knows little yet: no proof that nothing is there."""
+    return confluent_kafka.KafkaError(confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART, topic)

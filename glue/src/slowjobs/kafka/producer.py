@@ -110,10 +110,7 @@ class Producer:
 
     async def send_for_sure(self, topic: str, value: bytes) -> documents.Position:
         """Return where the message is once it is safe, however long Kafka refuses it."""
-        async for attempt in retry.while_away(f"kafka topic {topic}", DeliveryError):
-            with attempt:
-                return await self.send(topic, value)
-        raise AssertionError("while_away goes on until it returns")
+        return await retry.outlast(f"kafka topic {topic}", DeliveryError, self.send, topic, value)
 
     async def send_dead_letter(self, letter: documents.DeadLetter) -> None:
         """Return once the dead letter is safe: without it the request would be lost."""
