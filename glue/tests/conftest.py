@@ -55,5 +55,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         for system in item.stash.get(_SYSTEMS, []):
+            system.tell_what_goes_on()
             report.sections += [(f"log of {name}", text) for name, text in system.logs()]
     return report

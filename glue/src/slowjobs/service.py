@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from aiohttp import web
 from slowjobs import documents
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from slowjobs import settings
 
@@ -70,6 +71,9 @@ async def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, service, systemd, preparing)
     loop.add_signal_handler(signal.SIGHUP, service.reload)
+    loop.add_signal_handler(signal.SIGUSR1, _tell_what_goes_on)
+    # systemd's watchdog sends SIGABRT.
+    faulthandler.enable()
     await asyncio.wait([preparing])
     if preparing.cancelled():
         return
@@ -79,6 +83,21 @@ async def run(
         log.info("service.started", service=name, state_address=str(address), config=config[:12])
         await service.run()
     log.info("service.stopped", service=name)
+
+
+def _tell_what_goes_on() -> None:
+    """Log where each task waits and print where each thread is, for who wonders why nothing goes on."""
+    for task in asyncio.all_tasks():
+        log.info("service.task", name=task.get_name(), at=" > ".join(_waits(task.get_coro())))
+    faulthandler.dump_traceback()
+    log.info("service.told")
+
+
+def _waits(coroutine: object) -> Iterator[str]:
+    """Yield where a coroutine is, and what it waits for; the last of it comes last."""
+    while frame := getattr(coroutine, "cr_frame", None):
+        yield f"{frame.f_code.co_qualname}:{frame.f_lineno}"
+        coroutine = getattr(coroutine, "cr_await", None)
 
 
 def _stop(service: Service, systemd: sdnotify.SystemdNotifier, preparing: asyncio.Task[None]) -> None:

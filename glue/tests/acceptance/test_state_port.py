@@ -100,3 +100,12 @@ def test_metrics_count_connections_that_broke(make_system: MakeSystem) -> None:
         proxy.break_connections()
         wait_until(lambda: system.worker.metric("slowjobs_reconnects_total"), 10, "it counted", accept=lambda n: n == 1)
         wait_until(lambda: system.worker.state()["nsqd"], 10, "another connection")
+
+
+def test_a_service_tells_in_its_log_what_each_task_waits_for(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.setup()
+    system.start(system.bridge)
+    system.bridge.tell_what_goes_on()
+    assert "Bridge._consume" in system.bridge.log_text()
+    assert "Current thread" in system.bridge.log_text()

@@ -11,7 +11,7 @@ import sys
 import urllib.request
 import uuid
 from collections.abc import Callable
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,12 @@ class Service(LocalProcess):
         """Return the sum of a metric over all its labels."""
         lines = [line for line in self.metrics().splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def tell_what_goes_on(self) -> None:
+        """Have a service that runs say in its log where each of its tasks and threads is."""
+        told = self.log_text().count("service.told")
+        self.signal(signal.SIGUSR1)
+        wait_until(lambda: self.log_text().count("service.told") > told, 5, "it to tell", while_true=self.trouble)
 
     def config_in_force(self) -> bool:
         return bool(self.state()["config"] == self._digest())
@@ -344,10 +350,19 @@ class System:
         for tail in self._tails.values():
             tail.close()
 
+    def tell_what_goes_on(self) -> None:
+        """Have all services that run say in their logs what they wait for."""
+        for process in self.processes:
+            with suppress(AssertionError):  # one that hangs is told of by what it does not say
+                if process.is_running:
+                    process.tell_what_goes_on()
+
     def logs(self) -> list[tuple[str, str]]:
         """Return ``(name, end of its log)`` of all processes that ran, and of the servers."""
         servers = self.services.nsqds
-        return [(process.name, process.log_tail(60)) for process in [*self.processes, *servers] if process.log.exists()]
+        return [
+            (process.name, process.log_tail(150)) for process in [*self.processes, *servers] if process.log.exists()
+        ]
 
     # What goes in
 
