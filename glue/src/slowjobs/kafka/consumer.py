@@ -295,6 +295,7 @@ class Consumer:
 
     def _revoke(self, _: object, partitions: list[confluent_kafka.TopicPartition]) -> None:
         gone = {(partition.topic, partition.partition) for partition in partitions}
+        log.info("kafka.revoked", partitions=len(gone), topics=" ".join(sorted({topic for topic, _ in gone})))
         self._revoked.extend(partitions)
         self._began = {where: committed for where, committed in self._began.items() if where not in gone}
         self._next = {where: offset for where, offset in self._next.items() if where not in gone}
