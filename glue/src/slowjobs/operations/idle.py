@@ -97,7 +97,7 @@ async def wait(
 ) -> Outcome:
     """Return when nothing of the lanes ``names`` has run in READINGS readings, or when there is no time for another.
 
-    ``progress`` hears of each reading.
+    Once a reading finds nothing there is time for those that confirm it. ``progress`` hears of each reading.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_seconds
@@ -107,7 +107,7 @@ async def wait(
         before = outcome.readings if outcome and reading.counters == outcome.last.counters else 0
         outcome = Outcome(reading, before + 1 if reading.idle else 0)
         progress(outcome)
-        if outcome.idle or loop.time() + READING_SECONDS > deadline:
+        if outcome.idle or (not reading.idle and loop.time() + READING_SECONDS > deadline):
             return outcome
         await asyncio.sleep(READING_SECONDS)
 
