@@ -3,28 +3,27 @@
 import base64
 import hashlib
 import json
-import subprocess
-import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-import testinfra
 import yaml
+from conftest import (
+    ADDRESSES,
+    INVENTORY,
+    ROOT,
+    WORKERS,
+    container,
+    enqueue,
+    pipe,
+    playbook,
+    rows,
+    status,
+    wait_until,
+)
 from testinfra.host import Host
 
-ROOT = Path(__file__).parents[3]
-INVENTORY = ROOT / "molecule" / "inventory" / "hosts.yml"
-PREFIX = "slowjobs-test-"
-NETWORK = "10.89.78"
-ADDRESSES = {
-    name: f"{NETWORK}.{last}"
-    for name, last in {"data1": 11, "control1": 12, "svc506": 13, "svc507": 14, "worker1": 15, "worker2": 16}.items()
-}
-WORKERS = ("worker1", "worker2")
 #: (host, pool)
 POOLS = (*((host, pool) for host in WORKERS for pool in ("fixity", "digest")), ("worker1", "ingest"))
 WORKER_UNIT = "slowjobs-worker@fixity"
@@ -75,66 +74,12 @@ sys.exit(producer.flush(30))
 """
 
 
-def container(name: str) -> Host:
-    return testinfra.get_host(f"podman://{PREFIX}{name}")
-
-
-def pipe(host: str, command: list[str], text: str) -> str:
-    """Run a command with something on its standard input."""
-    argv = ["podman", "exec", "--interactive", PREFIX + host, *command]
-    return subprocess.run(argv, input=text, text=True, capture_output=True, check=True).stdout
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{journals()}"
-        time.sleep(0.5)
-
-
-def journals() -> str:
-    """Return what the services said last, for a failure."""
-    command = "journalctl --unit 'slowjobs-*' --lines 20 --no-pager --output cat"
-    return "\n".join(f"--- {name}\n{container(name).check_output(command)}" for name in ("control1", *WORKERS))
-
-
-@pytest.fixture(scope="module")
-def control() -> Host:
-    return container("control1")
-
-
-def status(control: Host) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(control.run("slowjobs status --json").stdout)
-    return document
-
-
-def enqueue(requests: list[dict[str, object]], lane: str = "fixity-check") -> None:
-    pipe("control1", ["slowjobs", "enqueue", lane, "-"], "".join(json.dumps(one) + "\n" for one in requests))
-
-
-def rows(query: str) -> list[str]:
-    psql = ["runuser", "-u", "postgres", "--", "psql", "-At", "-v", "ON_ERROR_STOP=1", "slowjobs"]
-    return pipe("data1", psql, query).splitlines()
-
-
 def results(prefix: str) -> dict[str, str]:
     """Return the statuses of the rows whose file_id begins with the prefix, by file_id."""
     query = (
         f"select key::jsonb ->> 0, status from job_result where kind = 'fixity' and key::jsonb ->> 0 like '{prefix}%'"  # noqa: S608
     )
     return dict(row.split("|") for row in rows(query))
-
-
-def playbook(
-    *names: str, variables: dict[str, object], inventory: Path = INVENTORY
-) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(Path(sys.executable).parent / "ansible-playbook"),
-        f"--inventory={inventory}",
-        f"--extra-vars={json.dumps(variables)}",
-        *(str(ROOT / "playbooks" / name) for name in names),
-    ]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_every_service_answers_with_the_configuration_on_its_host(control: Host) -> None:

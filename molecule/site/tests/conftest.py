@@ -1,0 +1,112 @@
+"""The hosts of the scenario, and what a user of the site sees there."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import testinfra
+from testinfra.host import Host
+
+ROOT = Path(__file__).parents[3]
+INVENTORY = ROOT / "molecule" / "inventory" / "hosts.yml"
+PREFIX = "slowjobs-test-"
+NETWORK = "10.89.78"
+ADDRESSES = {
+    name: f"{NETWORK}.{last}"
+    for name, last in {"data1": 11, "control1": 12, "svc506": 13, "svc507": 14, "worker1": 15, "worker2": 16}.items()
+}
+WORKERS = ("worker1", "worker2")
+
+#: counts the messages of a topic for each id that begins with a word.
+COUNT = """
+import collections, json, sys, confluent_kafka
+servers, topic, run = sys.argv[1:]
+consumer = confluent_kafka.Consumer({"bootstrap.servers": servers, "group.id": "tests", "enable.partition.eof": True})
+partitions = consumer.list_topics(topic).topics[topic].partitions
+consumer.assign([confluent_kafka.TopicPartition(topic, number, 0) for number in partitions])
+found = collections.Counter()
+while partitions:
+    message = consumer.poll(30)
+    if message.error():
+        del partitions[message.partition()]
+    else:
+        [name] = json.loads(json.loads(message.value())["_slowjobs"]["key"])
+        found[name] += name.startswith(run)
+print(json.dumps(+found))
+"""
+
+
+def container(name: str) -> Host:
+    return testinfra.get_host(f"podman://{PREFIX}{name}")
+
+
+def pipe(host: str, command: list[str], text: str) -> str:
+    """Run a command with something on its standard input."""
+    argv = ["podman", "exec", "--interactive", PREFIX + host, *command]
+    return subprocess.run(argv, input=text, text=True, capture_output=True, check=True).stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{journals()}"
+        time.sleep(0.5)
+
+
+def journals() -> str:
+    """Return what the services said last, for a failure."""
+    command = "journalctl --unit 'slowjobs-*' --lines 20 --no-pager --output cat"
+    return "\n".join(f"--- {name}\n{container(name).check_output(command)}" for name in ("control1", *WORKERS))
+
+
+@pytest.fixture(scope="session")
+def control() -> Host:
+    return container("control1")
+
+
+def status(control: Host) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(control.run("slowjobs status --json").stdout)
+    return document
+
+
+def enqueue(requests: list[dict[str, object]], lane: str = "fixity-check") -> None:
+    pipe("control1", ["slowjobs", "enqueue", lane, "-"], "".join(json.dumps(one) + "\n" for one in requests))
+
+
+def rows(query: str) -> list[str]:
+    psql = ["runuser", "-u", "postgres", "--", "psql", "-At", "-v", "ON_ERROR_STOP=1", "slowjobs"]
+    return pipe("data1", psql, query).splitlines()
+
+
+def enqueue_digests(run: str, seconds: list[float]) -> None:
+    """Send a request for each time that one is to take."""
+    documents = [{"id": f"{run}-{number}", "text": run, "seconds": each} for number, each in enumerate(seconds)]
+    enqueue([dict(document) for document in documents], "digest")
+
+
+def digests(run: str) -> Counter[str]:
+    """Return how many results there are of each request of a run."""
+    python = ["/opt/slowjobs/current/bin/python", "-c", COUNT, f"{ADDRESSES['data1']}:9092", "digest-results", run]
+    return Counter(json.loads(pipe("control1", python, "")))
+
+
+def ansible(*names: str, variables: dict[str, object] | None = None, inventory: Path = INVENTORY) -> list[str]:
+    return [
+        str(Path(sys.executable).parent / "ansible-playbook"),
+        f"--inventory={inventory}",
+        f"--extra-vars={json.dumps(variables or {})}",
+        *(str(ROOT / "playbooks" / name) for name in names),
+    ]
+
+
+def playbook(
+    *names: str, variables: dict[str, object], inventory: Path = INVENTORY
+) -> subprocess.CompletedProcess[str]:
+    command = ansible(*names, variables=variables, inventory=inventory)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
