@@ -4,7 +4,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/slowjobs
-SCENARIO ?= nsqd site worker
+# site first: it begins with --check, on hosts that have nothing yet.
+SCENARIO ?= site nsqd worker
 MINUTES ?= 10
 # Named, or molecule would look for it at the top of a git repository.
 MOLECULE := molecule --base-config $(CURDIR)/.config/molecule/config.yml

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 INVENTORY = ROOT / "molecule" / "inventory" / "hosts.yml"
 PREFIX = "slowjobs-test-"
 ACTIVE_ADDRESS = "10.89.78.13"
-HTTP = f"http://{ACTIVE_ADDRESS}:4151"
+SPARE_ADDRESS = "10.89.78.14"
 
 #: asks nsqd over HTTP, with what every host has
 ASK = """
@@ -40,10 +40,13 @@ def spare() -> Host:
 
 
 class Nsqd:
-    """nsqd of the active host, asked from the control host."""
+    """nsqd of a host, asked from the control host."""
+
+    def __init__(self, address: str = ACTIVE_ADDRESS) -> None:
+        self.http = f"http://{address}:4151"
 
     def ask(self, path: str, method: str = "GET", data: str = "") -> str:
-        command = ["podman", "exec", "-i", f"{PREFIX}control1", "python3", "-c", ASK, HTTP + path, method]
+        command = ["podman", "exec", "-i", f"{PREFIX}control1", "python3", "-c", ASK, self.http + path, method]
         return subprocess.run(command, input=data, text=True, capture_output=True, check=True).stdout
 
     def stats(self) -> dict[str, Any]:

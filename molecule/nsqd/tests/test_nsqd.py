@@ -69,12 +69,16 @@ def test_nsqd_runs_as_its_own_user_and_hides_its_queue(active: Host) -> None:
     assert active.check_output("ps -o user= -p $(systemctl show --value -p MainPID nsqd)") == "nsqd"
 
 
+def exposure(host: Host, unit: str) -> float:
+    report = host.run(f"systemd-analyze security --no-pager {unit}").stdout
+    found = re.search(r"exposure level for .*: ([0-9.]+)", report)
+    assert found is not None, report
+    return float(found[1])
+
+
 def test_the_hardening_of_both_units_is_in_force(active: Host) -> None:
     for unit in ("nsqd.service", "slowjobs-firewall.service"):
-        report = active.run(f"systemd-analyze security --no-pager {unit}").stdout
-        exposure = re.search(r"exposure level for .*: ([0-9.]+)", report)
-        assert exposure is not None
-        assert float(exposure[1]) <= MOST_EXPOSURE, report
+        assert exposure(active, unit) <= MOST_EXPOSURE
 
 
 def test_the_units_have_no_line_that_systemd_passes_over(active: Host) -> None:
