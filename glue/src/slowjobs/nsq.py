@@ -375,8 +375,8 @@ class Topic:
 
     def outstanding(self, channel: str) -> int:
         """Return how many messages nsqd still owes to ``channel``: waiting, in flight and deferred."""
-        mine = [c for c in self.channels if c.name == channel]
-        return self.depth + sum(c.depth + c.in_flight + c.deferred for c in mine)
+        mine = self.channel(channel)
+        return self.depth + (mine.depth + mine.in_flight + mine.deferred if mine else 0)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def position(offset: int, partition: int = 0) -> documents.Position:
 
 def new_ledger(mark: int = 0, listed: int = 0) -> Ledger:
     made = Ledger(run_limit_seconds=RUN_LIMIT, msg_timeout_seconds=MSG_TIMEOUT)
-    made.begin(0, mark, listed)
+    made.begin(0, mark, listed, 0)
     return made
 
 

@@ -9,15 +9,11 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from slowjobs import documents, kafka, settings
 from slowjobs.bridge import backlog, cap, commit, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-log = structlog.get_logger()
 
 #: bytes that a list leaves free beside an offset: a mark that comes later may have more digits.
 _SPARE_BYTES = 64
@@ -129,10 +125,10 @@ class Lane:
 
     def to_commit(self, partition: int, events: int) -> kafka.Committed:
         """Return what is to be committed of a partition; ``events``: all before that were taken in."""
-        said = self._as_far_as_it_fits(partition, events)
-        text = said.write()
-        with contextlib.suppress(commit.TooLongError):  # then the rule finds what became of the batch
-            text = dataclasses.replace(said, batch=self.unsettled.get(partition)).write()
+        said, text = self._as_far_as_it_fits(partition, events)
+        if batch := self.unsettled.get(partition):
+            with contextlib.suppress(commit.TooLongError):  # then the rule finds what became of the batch
+                text = dataclasses.replace(said, batch=batch).write()
         self._committed[partition] = said
         self._doubtful.add(partition)
         return kafka.Committed(self.topic, partition, self.ledger.lowest(partition), text)
@@ -141,14 +137,17 @@ class Lane:
         """Note that Kafka has what was last to be committed of ``partitions``."""
         self._doubtful.difference_update(partitions)
 
-    def _as_far_as_it_fits(self, partition: int, events: int) -> commit.Commit:
-        """Return how things are; where too many are not done the last list that fitted: the rest counts as not done."""
+    def _as_far_as_it_fits(self, partition: int, events: int) -> tuple[commit.Commit, str]:
+        """Return how things are, and the text of it.
+
+        Where too many are not done it is the last list that fitted: the rest counts as not done.
+        """
         if self.ledger.count(partition) <= settings.MAX_OUTSTANDING_LIMIT:
             now = self._as_it_is(partition, events)
             with contextlib.suppress(commit.TooLongError):
-                now.write(spare_bytes=_SPARE_BYTES)
-                return now
-        return dataclasses.replace(self._committed[partition], mark=self.ledger.mark(partition))
+                return now, now.write(spare_bytes=_SPARE_BYTES)
+        last = dataclasses.replace(self._committed[partition], mark=self.ledger.mark(partition))
+        return last, last.write()
 
     def has_changed(self, partition: int, events: int) -> bool:
         """Tell whether a commit would say more than the last one."""

@@ -178,7 +178,7 @@ class Ledger:
 
     # What the bridge publishes
 
-    def begin(self, partition: int, mark: int, listed: int, events: int = 0) -> None:
+    def begin(self, partition: int, mark: int, listed: int, events: int) -> None:
         """Begin with a partition, or anew: all below ``listed`` is done, but for what ``restore`` says.
 
         ``events``: the offset of the first event that is taken in.
@@ -251,10 +251,6 @@ class Ledger:
         for offset in [offset for offset in known.ahead if offset < end]:
             del known.ahead[offset]
         self.pass_to(partition, end)
-
-    def holds(self, position: documents.Position) -> bool:
-        """Tell whether a position was published and is not done."""
-        return self._find(position) is not None
 
     def is_done(self, position: documents.Position) -> bool:
         """Tell whether a position that was not published here is done: a dead letter, discarded, or of before."""

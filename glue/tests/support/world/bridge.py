@@ -76,7 +76,7 @@ class Bridge:
         begins = []
         for partition, committed in self._world.committed.items():
             at = commit.read(committed.metadata, committed.offset)
-            self.ledger.begin(partition, at.mark, at.listed)
+            self.ledger.begin(partition, at.mark, at.listed, 0)
             for offset, host in at.undone.items():
                 self.ledger.restore(self._world.position(partition, offset), host)
             if at.batch:
