@@ -195,6 +195,12 @@ def test_a_deferral_counts_when_clocks_may_have_put_it_before_nsqds_start(story:
     assert story.read(0, 0, 1, started_at=100 + CLOCK_SECONDS, times=2 * empty_readings()) == []
 
 
+def test_what_nobody_has_started_and_what_was_deferred_just_before_nsqds_start_are_lost_together(story: Story) -> None:
+    story.publish(1, 2)
+    story.tell("requeued", 1, delay=900)
+    assert story.read(0, started_at=story.now + 1, times=3) == [2, 1]
+
+
 def test_a_deferral_is_evidence_until_it_has_surely_come_back(story: Story) -> None:
     story.publish(1)
     story.tell("requeued", 1, delay=60)

@@ -392,10 +392,11 @@ class Ledger:
         elif self.missing_since is None:
             self.missing_since = now
         self._suspects = len(known.suspects)
-        if self._explained.readings >= READINGS:
-            self._conclude(known.suspects, self._explained.suspects)
-        elif self._doubted.readings >= READINGS:
+        # All of them where that is sure, or what is left waits for another turn of the queue.
+        if self._doubted.readings >= READINGS:
             self._conclude(known.suspects + known.doubtful, self._doubted.suspects)
+        elif self._explained.readings >= READINGS:
+            self._conclude(known.suspects, self._explained.suspects)
         elif now - self._empty.since > self._msg_timeout_seconds + EMPTY_MARGIN_SECONDS:
             self._conclude(known.suspects, self._empty.suspects)
 
