@@ -53,7 +53,7 @@ class Discarding:
         producer: kafka.Producer,
         fetcher: kafka.Fetcher,
         events: events_.Events,
-        commit: Callable[[list[int]], Awaitable[None]],
+        commit: Callable[[int], Awaitable[None]],
     ) -> None:
         self._lane = lane
         self._teller = teller
@@ -85,7 +85,6 @@ class Discarding:
             await self._events.catch_up()
             await self._empty_nsqd()
             discarded = sum([await self._tell(partition, offsets) for partition, offsets in there.items()])
-        await self._commit(lane.partitions)
         log.warning("bridge.discarded", lane=lane.name, requests=discarded)
         _DISCARDED.labels(lane.name).inc(discarded)
         return discarded
@@ -111,6 +110,8 @@ class Discarding:
     async def _tell(self, partition: int, there: range) -> int:
         """Tell of all that is not done in a partition, whose messages are at the offsets ``there``."""
         lane, count = self._lane, 0
+        # The next bridge reads the events from what is committed here; of a partition without a commit it reads none.
+        await self._commit(partition)
         undone = lane.ledger.not_done(partition, there)
         while offsets := list(itertools.islice(undone, _BATCH)):
             telling = [self._producer.send_for_sure(kafka.EVENTS, self._done(partition, offset)) for offset in offsets]
@@ -119,6 +120,7 @@ class Discarding:
             count += len(offsets)
         lane.ledger.finish_all(partition, there.stop)
         lane.backlog.pass_to(partition, there.stop)
+        await self._commit(partition)
         return count
 
     def _done(self, partition: int, offset: int) -> bytes:

@@ -79,7 +79,7 @@ class Publishing:
             producer=producer,
             fetcher=fetcher,
             events=events,
-            commit=self.commit,
+            commit=self._commit_for_sure,
         )
         self._publisher = nsq.Publisher(config.nsqd.hosts[self._active].tcp_address, client_id=name)
         #: nsqd's start_time and the topic's message_count, as far as we know; zeros while that has to be asked.
