@@ -129,6 +129,8 @@ def test_all_lanes_are_tried_and_left_paused_or_not_as_they_were(make_system: Ma
 
 def test_what_a_killed_bridge_has_told_stays_discarded_and_the_rest_is_as_it_was(make_system: MakeSystem) -> None:
     system = make_system(handler=handlers.NOTING, lane={"safe_to_empty": True})
+    # So that the first to be told of are those that are in NSQ.
+    system.services.kafka.create_topic(system.lane, partitions=1)
     _fill(system, 10_000)
     environment = {**system.environment, "SLOWJOBS_CONFIG": str(system.cli_config)}
     argv = [str(SLOWJOBS), "empty", system.lane, "--yes"]

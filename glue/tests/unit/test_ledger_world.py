@@ -200,11 +200,20 @@ def test_nothing_is_told_to_be_discarded_while_nsqd_has_it() -> None:
     class TellsFirst(Bridge):
         def _discard(self) -> Process:
             self._follow()
+            yield from self._commit_all()
             yield from self._tell_of_all()
             for host in self._hosts():
                 host.empty()
 
     assert_breaks("E", TellsFirst, "lane_emptied", "bridge_killed")
+
+
+def test_nothing_is_told_of_a_partition_before_the_commit_says_where_to_read_it() -> None:
+    class NeverCommits(Bridge):
+        def _commit_all(self) -> Process:
+            yield from self._step()
+
+    assert_breaks("E", NeverCommits, "lane_emptied", "bridge_killed")
 
 
 def test_a_batch_without_an_answer_is_not_published_again_at_once() -> None:

@@ -81,7 +81,7 @@ class Bridge:
                 self.ledger.restore(self._world.position(partition, offset), host)
             if at.batch:
                 self._unsettled[partition] = at.batch
-            begins.append(at.events or 0)
+            begins.append(len(self._world.events) if at.events is None else at.events)
         self._next_event = min(begins)
 
     def _follow(self) -> None:
@@ -97,8 +97,11 @@ class Bridge:
     def _commit(self) -> Process:
         while True:
             yield from self._wait(self._world.pause(2))
-            for partition in self._world.committed:
-                yield from self._commit_one(partition)
+            yield from self._commit_all()
+
+    def _commit_all(self) -> Process:
+        for partition in self._world.committed:
+            yield from self._commit_one(partition)
 
     def _commit_one(self, partition: int) -> Process:
         """Commit a partition, one after another; each try takes its time, and may fail."""
@@ -143,6 +146,7 @@ class Bridge:
         self._follow()
         for host in self._hosts():
             host.empty()
+        yield from self._commit_all()
         yield from self._tell_of_all()
 
     def _tell_of_all(self) -> Process:
