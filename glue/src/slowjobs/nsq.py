@@ -21,7 +21,7 @@ from nsq import protocol
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from slowjobs import settings
 
@@ -257,6 +257,8 @@ class Subscription:
         #: how long the way to nsqd and back takes, about; a busy moment is not taken for a long way.
         self.round_trip_seconds = min(stream.round_trip_seconds, _LONGEST_ROUND_TRIP_SECONDS)
         self.closed = False
+        #: called when nsqd does not take an answer.
+        self.refused: Callable[[], None] = lambda: None
         self._watch = asyncio.create_task(self._close_when_silent())
 
     @classmethod
@@ -302,6 +304,7 @@ class Subscription:
                 if not data.startswith(_HARMLESS):
                     raise ProtocolError(data.decode(errors="replace"))
                 log.info("nsq.late_answer", nsqd=self.host, error=data.decode(errors="replace"))
+                self.refused()
 
     def ready(self, count: int) -> None:
         """Allow at most ``count`` messages in flight on this connection."""

@@ -83,3 +83,19 @@ def test_what_a_killed_worker_ran_runs_on_another_within_msg_timeout(make_system
     wait_until(system.outstanding, 10, "NSQ to hold nothing", accept=lambda left: left == 0)
     assert handlers.runs(system).total() == 12
     assert system.dead_letters() == []
+
+
+def test_slots_are_in_use_when_nsqd_has_delivered_a_request_twice_at_the_same_time(make_system: MakeSystem) -> None:
+    system = make_system(handler=handlers.GATED, slots=2)
+    system.setup()
+    system.start(system.bridge)
+    system.send_requests(["a", "b"])
+    wait_until(lambda: system.channel()["depth"], 30, "both to wait", accept=lambda depth: depth == 2)
+    system.services.nsqd.stop()
+    system.services.nsqd.double_first(system.lane, system.pool)
+    system.services.nsqd.start()
+    system.start(system.worker)
+    wait_until(lambda: handlers.runs(system), 20, "both to run", accept=lambda runs: runs == {"a": 1, "b": 1})
+    handlers.open_gate(system)
+    wait_until(system.outstanding, 15, "NSQ to hold nothing", accept=lambda left: left == 0)
+    assert sorted(result["file_id"] for result in system.results()) == ["a", "b"]

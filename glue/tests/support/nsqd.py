@@ -20,38 +20,11 @@ if TYPE_CHECKING:
 MSG_TIMEOUT_SECONDS = 3
 
 
-class Nsqd(LocalProcess):
-    """nsqd with the flags that the role gives it, but for a shorter msg-timeout."""
+class NsqdClient:
+    """What is asked of an nsqd, wherever it runs."""
 
-    def __init__(self, folder: Path, *, node_id: int = 506, flags: Sequence[str] = ()) -> None:
-        data = folder / "data"
-        data.mkdir(parents=True)
-        self.tcp_address = f"127.0.0.1:{free_port()}"
-        self.http_address = f"127.0.0.1:{free_port()}"
-        super().__init__(
-            folder.name,
-            [
-                str(artefacts.nsqd()),
-                f"--data-path={data}",
-                "--mem-queue-size=0",
-                "--sync-every=1",
-                f"--msg-timeout={MSG_TIMEOUT_SECONDS}s",
-                "--max-msg-timeout=6h",
-                "--max-req-timeout=15m",
-                f"--node-id={node_id}",
-                f"--tcp-address={self.tcp_address}",
-                f"--http-address={self.http_address}",
-                "--https-address=",
-                "--broadcast-address=127.0.0.1",
-                *flags,
-            ],
-            log=folder / "nsqd.log",
-        )
-
-    def start(self) -> None:
-        super().start()
-        # Another nsqd on the port would answer as well, hence the look at the process.
-        wait_until(lambda: self._call("GET", "/ping") == b"OK", 10, "nsqd to answer", while_true=self.trouble)
+    def __init__(self, http_address: str) -> None:
+        self.http_address = http_address
 
     def get(self, path: str) -> Any:
         return json.loads(self._call("GET", path))
@@ -93,3 +66,54 @@ class Nsqd(LocalProcess):
         with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
             content: bytes = answer.read()
         return content
+
+
+class Nsqd(NsqdClient, LocalProcess):
+    """nsqd with the flags that the role gives it, but for a shorter msg-timeout."""
+
+    def __init__(self, folder: Path, *, node_id: int = 506, flags: Sequence[str] = ()) -> None:
+        self._data = data = folder / "data"
+        data.mkdir(parents=True)
+        self.tcp_address = f"127.0.0.1:{free_port()}"
+        NsqdClient.__init__(self, f"127.0.0.1:{free_port()}")
+        LocalProcess.__init__(
+            self,
+            folder.name,
+            [
+                str(artefacts.nsqd()),
+                f"--data-path={data}",
+                "--mem-queue-size=0",
+                "--sync-every=1",
+                f"--msg-timeout={MSG_TIMEOUT_SECONDS}s",
+                "--max-msg-timeout=6h",
+                "--max-req-timeout=15m",
+                f"--node-id={node_id}",
+                f"--tcp-address={self.tcp_address}",
+                f"--http-address={self.http_address}",
+                "--https-address=",
+                "--broadcast-address=127.0.0.1",
+                *flags,
+            ],
+            log=folder / "nsqd.log",
+        )
+
+    def double_first(self, topic: str, channel: str) -> None:
+        """Have a stopped nsqd hold the first message of a channel twice, as a kill between topic and channel can.
+
+        Its disk queue is records, each after its size in four bytes, and a text: depth, where to read and to write.
+        """
+        name = self._data / f"{topic}:{channel}.diskqueue"
+        records = name.with_name(f"{name.name}.000000.dat")
+        about = name.with_name(f"{name.name}.meta.dat")
+        depth, (read_file, read), (write_file, write) = (
+            [int(number) for number in line.split(",")] for line in about.read_text().splitlines()
+        )
+        written = records.read_bytes()[:write]
+        first = written[read : read + 4 + int.from_bytes(written[read : read + 4])]
+        records.write_bytes(written[:read] + first + written[read:])
+        about.write_text(f"{depth[0] + 1}\n{read_file},{read}\n{write_file},{write + len(first)}\n")
+
+    def start(self) -> None:
+        super().start()
+        # Another nsqd on the port would answer as well, hence the look at the process.
+        wait_until(lambda: self._call("GET", "/ping") == b"OK", 10, "nsqd to answer", while_true=self.trouble)

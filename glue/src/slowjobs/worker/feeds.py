@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Protocol
 
 import prometheus_client
@@ -27,6 +28,9 @@ class Consumer(Protocol):
 
     def accept(self, source: slots.Source, message: nsq.Message) -> None:
         """Take a message."""
+
+    def miscounted(self, source: slots.Source) -> None:
+        """Take another connection in place of this one, on which nsqd counts more in flight than there is."""
 
     def disconnected(self, source: slots.Source) -> None:
         """Give a connection up: what came on it cannot be answered any more."""
@@ -84,6 +88,8 @@ class Feed:
                 subscription.close()
                 return
             self.source = source = slots.Source(self.lane, subscription)
+            # It may never have noted the delivery; what it counts for the connection stays.
+            subscription.refused = functools.partial(self._consumer.miscounted, source)
             try:
                 self._consumer.connected(source)
                 while message := await source.subscription.receive():

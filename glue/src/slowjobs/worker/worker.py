@@ -188,7 +188,7 @@ class Worker(service.Service):
 
     def _configure(self) -> None:
         """Bring the configuration into force, without touching what runs."""
-        config, channel = self._config, self._config.pool.name
+        config = self._config
         wanted = {
             (lane, host): config.nsqd.hosts[host].tcp_address for lane in config.lanes for host in config.nsqd.serving
         }
@@ -201,11 +201,15 @@ class Worker(service.Service):
         self._answers.configure(config.pool)
         for (lane, host), address in wanted.items():
             if (lane, host) not in self._feeds:
-                feed = feeds.Feed(lane, host, address, channel=channel, client_id=self._name, consumer=self)
-                self._feeds[lane, host] = feed
-                feeding = self._group.create_task(feed.run())
-                self._feeding.add(feeding)
-                feeding.add_done_callback(self._feeding.discard)
+                self._feed(lane, host, address)
+
+    def _feed(self, lane: str, host: str, address: settings.Address) -> None:
+        channel = self._config.pool.name
+        feed = feeds.Feed(lane, host, address, channel=channel, client_id=self._name, consumer=self)
+        self._feeds[lane, host] = feed
+        feeding = self._group.create_task(feed.run())
+        self._feeding.add(feeding)
+        feeding.add_done_callback(self._feeding.discard)
 
     # Taking: what the feeds tell
 
@@ -220,6 +224,18 @@ class Worker(service.Service):
             # Forgotten at once: if it comes here again, it is another delivery.
             del self._tasks[_delivery(task.source, task.message)]
 
+    def miscounted(self, source: slots.Source) -> None:
+        """Take from a new connection; what runs is answered on the old one.
+
+        nsqd counts on as in flight what it has delivered twice at the same time, as it can after a kill, and sends so
+        much less on that connection: nothing at all to a single free slot.
+        """
+        feed = self._feeds.get((source.lane, source.subscription.host))
+        if self._serving and feed and feed.source is source:
+            log.warning("worker.miscounted", nsqd=feed.host, lane=feed.lane)
+            self._leave(feed)
+            self._feed(feed.lane, feed.host, feed.address)
+
     def accept(self, source: slots.Source, message: nsq.Message) -> None:
         """Take a message: a new task, or the same again for one that still runs."""
         source.arrived()
@@ -231,9 +247,12 @@ class Worker(service.Service):
         known = self._tasks.get(delivery)
         if known:
             # Delivered again while it still runs here: the same run answers, on the new connection.
-            known.source.forget()
+            before = known.source
+            before.forget()
             known.source, known.message = source, message
             log.info("worker.attached", **known.about())
+            if before is source:
+                self.miscounted(source)
             return
         if source.leaving:
             source.requeue(message, 0)  # it was on its way when that was decided
