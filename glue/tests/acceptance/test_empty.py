@@ -145,7 +145,7 @@ def test_what_a_killed_bridge_has_told_stays_discarded_and_the_rest_is_as_it_was
 
     # What is left runs as if nobody had asked, and can be discarded later.
     system.start(system.bridge, system.worker)
-    wait_until(lambda: len(_ends(system, "result")), 30, "others to run", accept=lambda count: count >= 50)
+    wait_until(lambda: len(handlers.runs(system)), 30, "others to run", accept=lambda count: count >= 50)
     system.run("pause", "--all")
     wait_until(lambda: system.worker.state()["running"], 10, "the last to end", accept=lambda running: not running)
     _empty(system, system.lane, "--yes")

@@ -240,8 +240,7 @@ def test_a_large_backlog_that_was_discarded_takes_next_to_nothing_in_memory_and_
     _publish(lane, range(10))
     for offset in range(10, 20):
         lane.add(_record(offset))
-    lane.ledger.finish_all(0, 50_000)
-    lane.backlog.pass_to(0, 50_000)
+    lane.finish_all(0, 50_000)
     for offset in range(50_000):
         _done(lane, offset)  # the bridge reads its own words
     for offset in range(20, 50_002):
@@ -255,7 +254,7 @@ def test_a_large_backlog_that_was_discarded_takes_next_to_nothing_in_memory_and_
 def test_what_was_discarded_before_a_crash_is_neither_published_nor_discarded_again() -> None:
     lane = _began()
     _publish(lane, range(10))
-    lane.ledger.finish_all(0, 2000)
+    lane.finish_all(0, 2000)
     committed = lane.to_commit(0, EVENTS)
     again = _began(committed.metadata, committed.offset)
     for offset in range(2000, 3000):

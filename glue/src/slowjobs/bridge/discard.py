@@ -116,10 +116,9 @@ class Discarding:
         while offsets := list(itertools.islice(undone, _BATCH)):
             telling = [self._producer.send_for_sure(kafka.EVENTS, self._done(partition, offset)) for offset in offsets]
             await asyncio.gather(*telling)
-            lane.ledger.finish_all(partition, offsets[-1] + 1)
+            lane.finish_all(partition, offsets[-1] + 1)
             count += len(offsets)
-        lane.ledger.finish_all(partition, there.stop)
-        lane.backlog.pass_to(partition, there.stop)
+        lane.finish_all(partition, there.stop)
         await self._commit(partition)
         return count
 

@@ -121,6 +121,11 @@ class Lane:
             if not self.backlog.next(partition):
                 self.ledger.pass_to(partition, end)
 
+    def finish_all(self, partition: int, end: int) -> None:
+        """Note that all below ``end`` is done, published or not; what Kafka gives of it from now on is dropped."""
+        self.ledger.finish_all(partition, end)
+        self.backlog.pass_to(partition, end)
+
     # Commit
 
     def to_commit(self, partition: int, events: int) -> kafka.Committed:
