@@ -31,47 +31,11 @@ CLUSTER_ID = "c2xvd2pvYnMtdGVzdHMtMQ"
 JVM = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xms256m", "-Xmx512m"]
 
 
-class Kafka(LocalProcess):
-    """One node for all tests; each test has topics of its own."""
+class KafkaClient:
+    """What is asked of a Kafka, wherever it runs."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        self.address = f"127.0.0.1:{free_port()}"
-        properties = folder / "server.properties"
-        properties.write_text(self._properties(folder), encoding="utf-8")
-        java = [str(artefacts.java()), *JVM, "-cp", artefacts.kafka_classpath()]
-        subprocess.run(
-            [*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER_ID, "-c", str(properties)],
-            check=True,
-            capture_output=True,
-        )
-        super().__init__("kafka", [*java, "kafka.Kafka", str(properties)], log=folder / "kafka.log")
-
-    def _properties(self, folder: Path) -> str:
-        controller = f"127.0.0.1:{free_port()}"
-        properties = {
-            "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.bootstrap.servers": controller,
-            "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{controller}",
-            "log.dirs": folder / "data",
-            "offsets.topic.replication.factor": 1,
-            "offsets.topic.num.partitions": 1,
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "group.initial.rebalance.delay.ms": 0,
-            # After a kill the controller waits for the old session to end before it takes the broker back.
-            "broker.session.timeout.ms": 2000,
-            "broker.heartbeat.interval.ms": 500,
-            # `setup` makes the topics; one that a typo makes would hide that it did not.
-            "auto.create.topics.enable": "false",
-        }
-        return "".join(f"{name}={value}\n" for name, value in properties.items())
-
-    def start(self) -> None:
-        super().start()
-        wait_until(self._answers, 30, "Kafka to answer", while_true=self.trouble)
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     def admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.address, "log_level": 0})
@@ -141,6 +105,49 @@ class Kafka(LocalProcess):
             return sum(max(0, answer.offset) for answer in consumer.committed(asked, timeout=10))
         finally:
             consumer.close()
+
+
+class Kafka(KafkaClient, LocalProcess):
+    """One node for all tests; each test has topics of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        KafkaClient.__init__(self, f"127.0.0.1:{free_port()}")
+        properties = folder / "server.properties"
+        properties.write_text(self._properties(folder), encoding="utf-8")
+        java = [str(artefacts.java()), *JVM, "-cp", artefacts.kafka_classpath()]
+        subprocess.run(
+            [*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", CLUSTER_ID, "-c", str(properties)],
+            check=True,
+            capture_output=True,
+        )
+        LocalProcess.__init__(self, "kafka", [*java, "kafka.Kafka", str(properties)], log=folder / "kafka.log")
+
+    def _properties(self, folder: Path) -> str:
+        controller = f"127.0.0.1:{free_port()}"
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.bootstrap.servers": controller,
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{controller}",
+            "log.dirs": folder / "data",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+            # After a kill the controller waits for the old session to end before it takes the broker back.
+            "broker.session.timeout.ms": 2000,
+            "broker.heartbeat.interval.ms": 500,
+            # `setup` makes the topics; one that a typo makes would hide that it did not.
+            "auto.create.topics.enable": "false",
+        }
+        return "".join(f"{name}={value}\n" for name, value in properties.items())
+
+    def start(self) -> None:
+        super().start()
+        wait_until(self._answers, 30, "Kafka to answer", while_true=self.trouble)
 
     def _answers(self) -> bool:
         try:
