@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import base58
+from slowjobs import outcomes
 
 
 class Digest:
-    """Request: {"id", "text"} and "seconds" to wait, or "until", a file to wait for. Result: {"digest", "pid"}."""
+    """Request: {"id", "text"} and "seconds" to wait, or "until", a file to wait for. Result: {"digest", "pid"}.
+
+    "again": how likely it is that all of it is put back for "delay" seconds.
+    """
 
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm
@@ -20,5 +24,7 @@ class Digest:
         time.sleep(request.get("seconds", 0))
         while "until" in request and not Path(request["until"]).exists():
             time.sleep(0.05)
+        if os.urandom(1)[0] / 256 < request.get("again", 0):
+            raise outcomes.Retry(request["delay"], "as it was asked for")
         digest = hashlib.new(self.algorithm, request["text"].encode()).digest()
         return {"digest": base58.b58encode(digest).decode(), "pid": os.getpid()}
