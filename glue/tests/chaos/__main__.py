@@ -4,6 +4,7 @@ examples:
   make chaos                                         20 rounds of each fault, and 40 with two that the seed draws
   make chaos SEED=7 ROUNDS=30 FAULTS=nsqd-killed     30 rounds, of the seeds 7 to 36
   make chaos FAULTS=pair,nsqd-killed+worker-frozen   two at the same time: drawn, and these
+  make chaos HOSTS=1 ROUNDS=20                       on six hosts that site.yml deploys to
   python -m chaos --rounds 5 --faults bridge-killed-at-a-step --bug metadata-after-publishing    is it noticed?
 """
 
@@ -13,6 +14,7 @@ import argparse
 import itertools
 import json
 import multiprocessing
+import os
 import queue
 import signal
 import sys
@@ -24,34 +26,35 @@ from typing import TYPE_CHECKING
 from chaos import theatre
 from chaos.account import Figures
 from chaos.bugs import BUGS
-from chaos.faults import FAULTS, PAIR, pair
+from chaos.faults import FAULTS, PAIR, names, pair
+from chaos.on_hosts import Hosts
+from chaos.on_processes import Processes
 from chaos.rounds import REQUESTS, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: two pairs for each round of a single fault.
-DEFAULT_FAULTS = ",".join((*FAULTS, PAIR, PAIR))
-DEFAULT_ROUNDS = 20 * (len(FAULTS) + 2)
-#: systems side by side: most of a round is waiting.
+    from chaos.arena import Arena
+
+#: of local processes, side by side: most of a round is waiting.
 SYSTEMS = 2
 
 
-def plan(seed: int, count: int, faults: Sequence[str], requests: int) -> Iterator[Round]:
+def plan(seed: int, count: int, faults: Sequence[str], requests: int, arena: type[Arena]) -> Iterator[Round]:
     """Yield the rounds: ``faults`` in turn, each round with a seed of its own."""
     for number, chosen in zip(range(count), itertools.cycle(faults)):
         own = seed + number
-        names = pair(Random(own)) if chosen == PAIR else tuple(chosen.split("+"))
+        names = pair(Random(own), arena) if chosen == PAIR else tuple(chosen.split("+"))
         yield Round(own, names, requests)
 
 
-def play(rounds: Sequence[Round], systems: int, bug: str | None) -> Iterator[Round]:
+def play(rounds: Sequence[Round], systems: int, arena: type[Arena], bug: str | None) -> Iterator[Round]:
     """Yield the rounds as they end, played on several systems side by side."""
     context = multiprocessing.get_context("spawn")
     tasks, played = context.Queue(), context.Queue()
     for task in (*rounds, *[None] * systems):
         tasks.put(task)
-    theatres = [context.Process(target=theatre.run, args=(tasks, played, bug)) for _ in range(systems)]
+    theatres = [context.Process(target=theatre.run, args=(tasks, played, arena, bug)) for _ in range(systems)]
     for process in theatres:
         process.start()
     try:
@@ -138,22 +141,33 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=1, help="of the first round; each next one has the next (%(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=DEFAULT_ROUNDS, help="%(default)s")
-    parser.add_argument("--faults", default=DEFAULT_FAULTS, help="in turn; A+B: at the same time; %(default)s")
+    parser.add_argument("--rounds", type=int, help="20 for each fault there is, and 40")
+    parser.add_argument("--faults", help="in turn; A+B: at the same time; all that there are, and two pairs drawn")
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of a round (%(default)s)")
     parser.add_argument("--systems", type=int, default=SYSTEMS, help="side by side (%(default)s)")
     parser.add_argument("--bug", choices=BUGS, help="that is seeded into each service")
+    parser.add_argument(
+        "--hosts", action="store_true", help="on one system, of six hosts as containers, made for it; needs root"
+    )
     parser.add_argument("--json", action="store_true", help="one document on stdout; what is played goes to stderr")
     options = parser.parse_args()
-    faults = options.faults.split(",")
-    unknown = {name.partition(":")[0] for chosen in faults for name in chosen.split("+")} - {*FAULTS, PAIR}
+    arena = Hosts if options.hosts else Processes
+    there = names(arena)
+    faults = options.faults.split(",") if options.faults else [*there, PAIR, PAIR]
+    unknown = {name.partition(":")[0] for chosen in faults for name in chosen.split("+")} - {*there, PAIR}
     if unknown:
-        parser.error(f"no faults: {', '.join(sorted(unknown))}; there are {', '.join(FAULTS)} and {PAIR}")
+        parser.error(f"{arena.command} has no {', '.join(sorted(unknown))}; it has {', '.join(there)} and {PAIR}")
+    if options.hosts and options.bug:
+        parser.error("a bug is seeded into local processes alone; what site.yml deploys has none")
+    if options.hosts and os.geteuid() != 0:
+        parser.error("--hosts enters the hosts' namespaces: run it as root (sudo --preserve-env make chaos HOSTS=1)")
 
     signal.signal(signal.SIGTERM, theatre.leave)
-    rounds = list(plan(options.seed, options.rounds, faults, options.requests))
+    count = options.rounds or 20 * (len(there) + 2)
+    rounds = list(plan(options.seed, count, faults, options.requests, arena))
+    systems = 1 if options.hosts else min(options.systems, count)
     played: list[Round] = []
-    for round_ in play(rounds, min(options.systems, len(rounds)), options.bug):
+    for round_ in play(rounds, systems, arena, options.bug):
         played.append(round_)
         file = sys.stderr if options.json else sys.stdout
         print(f"{len(played)}/{len(rounds)}", line(round_), file=file, flush=True)

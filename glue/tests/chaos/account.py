@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from chaos.load import POISON, Load, Position
+from chaos.notes import BEGINS
 from support.system import DEAD_LETTERS, EVENTS
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Account:
         self._skipped: set[Position] = set()
         #: published to NSQ by hand, past Kafka.
         self.foreign = 0
-        arena.forget_runs()
+        arena.forget_notes()
         self.read()
         for seen in (self._results, self._dead, self._skipped):
             seen.clear()  # of the round before
@@ -102,7 +103,7 @@ class Account:
     def figures(self) -> Figures:
         """Return the sums, once nothing is under way any more."""
         lost = self.lost()
-        runs = Counter(what for what, *_ in self._arena.runs())
+        noted = Counter(note.what for note in self._arena.notes())
         return Figures(
             acknowledged=len(self._acknowledged),
             results=len(self._results),
@@ -114,18 +115,18 @@ class Account:
             rowless=self.rowless(),
             duplicates=self._results.total() - len(self._results),
             run_again=self._run_again(),
-            overlaps=runs["overlap"],
+            overlaps=noted["overlap"],
             published_again=self._published_again(),
         )
 
     def _run_again(self) -> int:
         begun: Counter[int] = Counter()
         asked_for: Counter[int] = Counter()
-        for what, number, _ in self._arena.runs():
-            if what in {"begin", "overlap"}:
-                begun[number] += 1
-            elif what == "failed":
-                asked_for[number] += 1
+        for note in self._arena.notes():
+            if note.what in BEGINS:
+                begun[note.number] += 1
+            elif note.what == "failed":
+                asked_for[note.number] += 1
         # The last try of what only fails asks for another, which is not to be.
         return sum(max(0, count - 1 - asked_for[number]) for number, count in begun.items())
 

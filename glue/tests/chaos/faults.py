@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from chaos.arena import CAP, LANES, MSG_TIMEOUT_SECONDS, SLOTS, WORKERS, Arena
-from support.processes import LocalProcess
+from chaos.arena import CAP, LANES, MSG_TIMEOUT_SECONDS, SLOTS, WORKERS, Arena, Process
+from chaos.on_hosts import Hosts
+from chaos.on_processes import Launched, Processes
 from support.system import request
 from support.waiting import wait_until
 
@@ -73,13 +73,14 @@ class Scene:
 class Fault:
     """``strike(scene)`` begins it when entered and ends it when left; ``seconds``: how long it lasts, from and to.
 
-    ``hits``: those that no other fault can hit at the same time.
+    ``hits``: those that no other fault can hit at the same time. ``arena``: what it needs.
     """
 
     strike: Callable[[Scene], AbstractContextManager[None]]
     allowed: Allowed
     hits: str
     seconds: tuple[float, float]
+    arena: type[Arena] = Arena
 
 
 #: what is written until there is no room for another, or for what is left of it.
@@ -87,37 +88,49 @@ _BLOCK = bytes(64 * 1024)
 _SHORT = (0.0, 2.0)
 #: beyond msg-timeout, and two of a connection's heartbeats.
 _LONG = (MSG_TIMEOUT_SECONDS + 0.5, MSG_TIMEOUT_SECONDS + 2.0)
+#: beyond two heartbeats of nsqd's, or not.
+_SILENT = (MSG_TIMEOUT_SECONDS + 0.5, 25.0)
 #: which processes a fault is about.
-_Choice = Callable[[Scene], LocalProcess]
+_Choice = Callable[[Scene], Process]
 
 
-def _bridge(scene: Scene) -> LocalProcess:
+def _bridge(scene: Scene) -> Process:
     return scene.arena.bridge
 
 
-def _worker(scene: Scene) -> LocalProcess:
+def _worker(scene: Scene) -> Process:
     return scene.arena.workers[scene.random.choice(WORKERS)]
 
 
-def _persister(scene: Scene) -> LocalProcess:
+def _persister(scene: Scene) -> Process:
     return scene.random.choice(list(scene.arena.persisters.values()))
 
 
-def _nsqd(scene: Scene) -> LocalProcess:
-    return scene.arena.services.nsqd
+def _nsqd(scene: Scene) -> Process:
+    return scene.arena.servers["nsqd"]
 
 
-def _kafka(scene: Scene) -> LocalProcess:
-    return scene.arena.services.kafka
+def _kafka(scene: Scene) -> Process:
+    return scene.arena.servers["kafka"]
 
 
-def _postgresql(scene: Scene) -> LocalProcess:
-    return scene.arena.services.postgresql
+def _postgresql(scene: Scene) -> Process:
+    return scene.arena.servers["postgresql"]
+
+
+def _processes(scene: Scene) -> Processes:
+    assert isinstance(scene.arena, Processes)
+    return scene.arena
+
+
+def _hosts(scene: Scene) -> Hosts:
+    assert isinstance(scene.arena, Hosts)
+    return scene.arena
 
 
 @contextmanager
 def _killed(choice: _Choice, scene: Scene) -> Iterator[None]:
-    with _down(choice(scene), LocalProcess.kill, scene):
+    with _down(choice(scene), lambda process: process.kill(), scene):
         yield
 
 
@@ -128,7 +141,7 @@ def _stopped(choice: _Choice, scene: Scene) -> Iterator[None]:
 
 
 @contextmanager
-def _down(process: LocalProcess, end: Callable[[LocalProcess], object], scene: Scene) -> Iterator[None]:
+def _down(process: Process, end: Callable[[Process], object], scene: Scene) -> Iterator[None]:
     scene.arena.held_down.add(process)
     end(process)
     yield
@@ -148,6 +161,7 @@ def _frozen(choice: _Choice, scene: Scene) -> Iterator[None]:
 def _dying(choice: _Choice, steps: tuple[str, ...], scene: Scene) -> Iterator[None]:
     """Have a process die at one of its ``steps``; whoever tends to the arena starts it again."""
     process = choice(scene)
+    assert isinstance(process, Launched)
     process.stop()
     process.die_at = f"{scene.random.choice(steps)}:{scene.random.randint(1, 4)}"
     process.start(ready=False)
@@ -161,24 +175,20 @@ def _dying(choice: _Choice, steps: tuple[str, ...], scene: Scene) -> Iterator[No
 @contextmanager
 def _handlers_hit(first: signal.Signals, last: signal.Signals, scene: Scene) -> Iterator[None]:
     with suppress(AssertionError):  # beside another fault perhaps none is
-        wait_until(scene.arena.running, 5, "handlers at work")
-    at_work = scene.arena.running()
+        wait_until(scene.arena.at_work, 5, "handlers at work")
+    at_work = scene.arena.at_work()
     chosen = scene.random.sample(at_work, min(len(at_work), scene.random.randint(1, 3)))
-    _signal(chosen, first)
+    for send in chosen:
+        send(first)
     yield
-    _signal(chosen, last)
-
-
-def _signal(processes: list[int], signal_: signal.Signals) -> None:
-    for process in processes:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal_)
+    for send in chosen:
+        send(last)
 
 
 @contextmanager
 def _connections_reset(scene: Scene) -> Iterator[None]:
     for _ in range(scene.random.randint(1, 4)):
-        for proxy in scene.random.sample(scene.arena.proxies, 2):
+        for proxy in scene.random.sample(_processes(scene).proxies, 2):
             proxy.break_connections()
         scene.arena.pause(scene.random.uniform(0.1, 0.5))
     yield
@@ -187,7 +197,7 @@ def _connections_reset(scene: Scene) -> Iterator[None]:
 @contextmanager
 def _connections_dead(scene: Scene) -> Iterator[None]:
     """Have a connection stay open while nothing comes through."""
-    proxy = scene.random.choice(scene.arena.proxies)
+    proxy = scene.random.choice(_processes(scene).proxies)
     proxy.mute, proxy.deaf = scene.random.choice(((True, True), (True, False), (False, True)))
     yield
     proxy.mute = proxy.deaf = False
@@ -196,7 +206,7 @@ def _connections_dead(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _disk_full(scene: Scene) -> Iterator[None]:
-    filler = scene.arena.servers.disk / "filler"
+    filler = _processes(scene).disk / "filler"
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(_BLOCK)
@@ -206,7 +216,7 @@ def _disk_full(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _second_bridge(scene: Scene) -> Iterator[None]:
-    arena = scene.arena
+    arena = _processes(scene)
     arena.held_down.add(arena.bridge)
     arena.second_bridge.start()
     wait_until(lambda: arena.bridge.exit_status, 30, "the first bridge to be fenced", accept=lambda status: status == 5)
@@ -231,7 +241,7 @@ def _channel_emptied(scene: Scene) -> Iterator[None]:
 
 def _tell_channels(scene: Scene, what: str, lanes: Iterable[str]) -> None:
     for lane in lanes:
-        scene.arena.services.nsqd.post(f"/channel/{what}?topic={quote(lane)}&channel={quote(scene.arena.pool)}")
+        scene.arena.nsqd.post(f"/channel/{what}?topic={quote(lane)}&channel={quote(scene.arena.pool)}")
 
 
 @contextmanager
@@ -239,9 +249,13 @@ def _published_by_hand(scene: Scene) -> Iterator[None]:
     for number in range(FOREIGN_REQUESTS):
         lane = scene.random.choice(list(scene.arena.lanes.values()))
         body = request(f"by hand {number}", number=1_000_000 + number, seconds=0.05, do="work")
-        scene.arena.services.nsqd.publish(lane, body)
+        scene.arena.nsqd.publish(lane, body)
         scene.account.foreign += 1
     yield
+
+
+def _cut_off(names: Sequence[str], scene: Scene) -> AbstractContextManager[None]:
+    return _hosts(scene).hosts[scene.random.choice(names)].cut_off()
 
 
 @contextmanager
@@ -259,11 +273,11 @@ _WORKER_STEPS = ("after-started", "after-result", "after-done", "after-finish")
 FAULTS: Mapping[str, Fault] = {
     "nothing": Fault(_nothing, NOTHING, "", _SHORT),
     "bridge-killed": Fault(partial(_killed, _bridge), NOTHING, "bridge", _SHORT),
-    "bridge-killed-at-a-step": Fault(partial(_dying, _bridge, _BRIDGE_STEPS), NOTHING, "bridge", _SHORT),
+    "bridge-killed-at-a-step": Fault(partial(_dying, _bridge, _BRIDGE_STEPS), NOTHING, "bridge", _SHORT, Processes),
     "bridge-frozen": Fault(partial(_frozen, _bridge), NOTHING, "bridge", _LONG),
-    "second-bridge": Fault(_second_bridge, NOTHING, "bridge kafka", _SHORT),
+    "second-bridge": Fault(_second_bridge, NOTHING, "bridge kafka", _SHORT, Processes),
     "worker-killed": Fault(partial(_killed, _worker), CRASHED, "worker", _SHORT),
-    "worker-killed-at-a-step": Fault(partial(_dying, _worker, _WORKER_STEPS), CRASHED, "worker", _SHORT),
+    "worker-killed-at-a-step": Fault(partial(_dying, _worker, _WORKER_STEPS), CRASHED, "worker", _SHORT, Processes),
     "worker-frozen": Fault(partial(_frozen, _worker), CUT_OFF, "worker", _LONG),
     "handler-killed": Fault(partial(_handlers_hit, signal.SIGKILL, signal.SIGKILL), TRY_ENDED, "handler", _SHORT),
     "handler-frozen": Fault(partial(_handlers_hit, signal.SIGSTOP, signal.SIGCONT), TRY_ENDED, "handler", _LONG),
@@ -278,13 +292,23 @@ FAULTS: Mapping[str, Fault] = {
     "postgresql-frozen": Fault(partial(_frozen, _postgresql), NOTHING, "postgresql", _LONG),
     "worker-restarted": Fault(partial(_stopped, _worker), NOTHING, "worker", _SHORT),
     "restarted": Fault(_restarted, NOTHING, "bridge persister kafka postgresql", _SHORT),
-    "connections-reset": Fault(_connections_reset, CUT_OFF, "connections", _SHORT),
-    "connections-dead": Fault(_connections_dead, CUT_OFF, "connections", _LONG),
-    "disk-full": Fault(_disk_full, FORGOTTEN, "nsqd", _SHORT),
+    "connections-reset": Fault(_connections_reset, CUT_OFF, "connections", _SHORT, Processes),
+    "connections-dead": Fault(_connections_dead, CUT_OFF, "connections", _LONG, Processes),
+    "disk-full": Fault(_disk_full, FORGOTTEN, "nsqd", _SHORT, Processes),
     "lanes-paused": Fault(_lanes_paused, NOTHING, "channel nsqd", _SHORT),
     "channel-emptied": Fault(_channel_emptied, FORGOTTEN, "channel nsqd", _SHORT),
     "published-by-hand": Fault(_published_by_hand, BY_HAND, "channel nsqd", _SHORT),
+    # The harness is on the control host, and cut off with it.
+    "control-cut-off": Fault(partial(_cut_off, ["control1"]), NOTHING, "bridge persister channel", _SILENT, Hosts),
+    "nsqd-cut-off": Fault(partial(_cut_off, ["svc506"]), CUT_OFF, "nsqd channel", _SILENT, Hosts),
+    "worker-cut-off": Fault(partial(_cut_off, WORKERS), CUT_OFF, "worker", _SILENT, Hosts),
+    "data-cut-off": Fault(partial(_cut_off, ["data1"]), NOTHING, "kafka postgresql", _SILENT, Hosts),
 }
+
+
+def names(arena: type[Arena]) -> list[str]:
+    """Return the faults that there are in such an arena."""
+    return [name for name, fault in FAULTS.items() if issubclass(arena, fault.arena)]
 
 
 def find(name: str) -> Fault:
@@ -300,10 +324,11 @@ def find(name: str) -> Fault:
 PAIR = "pair"
 
 
-def pair(random: Random) -> tuple[str, str]:
-    """Draw two faults that can happen at the same time."""
+def pair(random: Random, arena: type[Arena] = Processes) -> tuple[str, str]:
+    """Draw two faults that can happen at the same time in such an arena."""
+    drawn_from = [name for name in names(arena) if name != "nothing"]
     while True:
-        one, other = random.sample([name for name in FAULTS if name != "nothing"], 2)
+        one, other = random.sample(drawn_from, 2)
         if not set(FAULTS[one].hits.split()) & set(FAULTS[other].hits.split()):
             # One that waits for a step goes on until the other is over.
             return (other, one) if other.endswith("-step") else (one, other)

@@ -13,11 +13,11 @@ from slowjobs import outcomes
 
 
 class Handler:
-    """Made once in each process, in the pool's folder."""
+    """Made once in each process; ``folder``, where it notes: the pool's own if it may write there."""
 
-    def __init__(self) -> None:
-        self._runs = os.open("runs.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._locks = os.open("locks", os.O_RDWR | os.O_CREAT)
+    def __init__(self, folder: str = ".") -> None:
+        self._runs = os.open(f"{folder}/runs.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._locks = os.open(f"{folder}/locks", os.O_RDWR | os.O_CREAT)
 
     def want(self, request: dict) -> bool:
         return request["do"] != "skip"

@@ -41,7 +41,7 @@ class Load:
         self.numbers: dict[Position, int] = {}
         self._producer = Producer(
             {
-                "bootstrap.servers": arena.services.kafka.address,
+                "bootstrap.servers": arena.kafka.address,
                 "enable.idempotence": True,
                 # Each request to a partition of its own choice, so that the bridge makes many batches of them.
                 "sticky.partitioning.linger.ms": 0,

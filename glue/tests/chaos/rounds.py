@@ -48,18 +48,18 @@ class Round:
     seconds: float = 0.0
     #: from the end of the last fault to that of the last request.
     settled_seconds: float = 0.0
+    #: the command that plays it again.
+    repeat: str = ""
     #: the folder with logs, of a round that failed.
     kept: str = ""
-
-    @property
-    def repeat(self) -> str:
-        """The command that plays it again."""
-        return f"make chaos SEED={self.seed} ROUNDS=1 FAULTS={'+'.join(self.faults)} REQUESTS={self.requests}"
 
 
 def play(arena: Arena, round_: Round) -> None:
     """Play ``round_`` and fill in what came of it."""
     begun = time.monotonic()
+    round_.repeat = (
+        f"{arena.command} SEED={round_.seed} ROUNDS=1 FAULTS={'+'.join(round_.faults)} REQUESTS={round_.requests}"
+    )
     arena.restarts.clear()
     try:
         _play(arena, round_)
@@ -107,7 +107,7 @@ def _settle(arena: Arena, account: Account, patience_seconds: float) -> None:
     """Wait until all has come to its end, nothing is under way, and the bridge's own books say so, too."""
 
     def none(look: Callable[[], Collection[object] | int], seconds: float, what: str) -> None:
-        wait_until(look, seconds, what, accept=lambda left: not left, while_true=arena.tend)
+        wait_until(look, seconds * arena.slowness, what, accept=lambda left: not left, while_true=arena.tend)
 
     none(account.lost, patience_seconds, "an end of all requests")
     none(arena.held, 20, "NSQ to hold nothing")
