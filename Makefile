@@ -74,9 +74,9 @@ test-acceptance: artefacts ## The services as processes, killed while work flows
 	@tools/bootstrap.sh tests
 	cd glue && pytest tests/acceptance
 
-chaos: artefacts ## Kill, freeze and cut off all there is while work flows, and account for it; SEED=7 ROUNDS=20 FAULTS=nsqd-killed
-	@tools/bootstrap.sh tests
-	@PYTHONPATH=glue/tests python -m chaos $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+chaos: artefacts ## Kill, freeze and cut off all there is while work flows, and account for it; SEED=7 ROUNDS=20 FAULTS=nsqd-killed HOSTS=1
+	@tools/bootstrap.sh $(if $(HOSTS),hosts,tests)
+	@PYTHONPATH=glue/tests python -m chaos $(if $(HOSTS),--hosts) $(if $(SEED),--seed $(SEED)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(if $(REQUESTS),--requests $(REQUESTS))
 
 fuzz: control ## Feed what nobody expects to all that reads what others wrote; MINUTES=10
