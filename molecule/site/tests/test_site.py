@@ -83,6 +83,8 @@ def results(prefix: str) -> dict[str, str]:
 
 
 def test_every_service_answers_with_the_configuration_on_its_host(control: Host) -> None:
+    releases = [container(host).check_output("sed -n s/^VERSION_ID=//p /etc/os-release") for host in WORKERS]
+    assert releases == ['"13"', '"12"']
     said = status(control)
     assert said["errors"] == []
     running = {(service["name"], service["host"]): service["config"] for service in said["services"]}
