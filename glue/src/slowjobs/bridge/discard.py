@@ -15,7 +15,7 @@ import prometheus_client
 import structlog
 from aiohttp import web
 
-from slowjobs import documents, errors, kafka, nsq
+from slowjobs import documents, errors, kafka, nsq, retry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -114,8 +114,11 @@ class Discarding:
         await self._commit(partition)
         undone = lane.ledger.not_done(partition, there)
         while offsets := list(itertools.islice(undone, _BATCH)):
-            telling = [self._producer.send_for_sure(kafka.EVENTS, self._done(partition, offset)) for offset in offsets]
-            await asyncio.gather(*telling)
+            # Tried again as a whole: what is told twice is done all the same, and a try for each costs more than it.
+            async for attempt in retry.while_away(f"kafka topic {kafka.EVENTS}", kafka.DeliveryError):
+                with attempt:
+                    telling = [self._producer.send(kafka.EVENTS, self._done(partition, offset)) for offset in offsets]
+                    await asyncio.gather(*telling)
             lane.finish_all(partition, offsets[-1] + 1)
             count += len(offsets)
         lane.finish_all(partition, there.stop)
