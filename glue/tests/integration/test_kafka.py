@@ -13,6 +13,7 @@ import confluent_kafka
 import pytest
 
 from slowjobs import documents, kafka, retry, settings
+from slowjobs.kafka import common
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def test_a_commit_waits_neither_for_a_fetch_nor_keeps_one_waiting_and_is_made_wh
         consumer = _consumer(services, topic)
         await _fetched(consumer)
         fetching = asyncio.create_task(consumer.fetch(1, wait_seconds=20))
-        for number in range(50):
+        for number in range(20):
             await consumer.commit_now([kafka.Committed(topic, 0, 1, str(number))])
         assert not fetching.done()
         services.kafka.stop()
@@ -338,3 +339,31 @@ def test_a_follower_begins_at_the_oldest_message_and_knows_when_it_has_all(servi
         return offsets
 
     assert asyncio.run(_follow()) == list(range(40, 100))
+
+
+def test_clients_know_whether_kafka_answers_them(
+    services: Services, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "TIMEOUT_SECONDS", 1.0)
+
+    async def _ask() -> None:
+        where = _settings(services), NO_SECRETS
+        clients = (
+            kafka.Consumer(*where, group=f"group-{topic}", topics=[topic]),
+            kafka.Follower(*where, topic, 0),
+            kafka.Fetcher(*where),
+        )
+
+        def _hear() -> list[bool]:
+            return [client.hears() for client in clients]
+
+        wait_until(_hear, 20, "all to hear", accept=all)
+        services.kafka.stop()
+        assert not any(_hear())
+        services.kafka.start()
+        wait_until(_hear, 20, "all to hear again", accept=all)
+        await clients[0].close()
+        for client in clients[1:]:
+            client.close()
+
+    asyncio.run(_ask())

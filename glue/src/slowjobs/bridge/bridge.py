@@ -73,21 +73,19 @@ class Bridge(service.Service):
         """
         topics = kafka.Topics(self._config.kafka, self._secrets)
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=GROUP)
-        fetcher = kafka.Fetcher(self._config.kafka, self._secrets)
         try:
             asked = discard.serving(self._config.bridge_socket, self._lanes.values())
             async with asked, nsq.session() as session, asyncio.TaskGroup() as tasks:
                 hosts = self._config.nsqd.hosts
                 apis = {host: nsq.Api(session, hosts[host].http_address) for host in self._config.nsqd.serving}
                 beside = [tasks.create_task(self._read_figures(apis)), tasks.create_task(producer.watch())]
-                consuming = tasks.create_task(self._consume(_Servers(apis, topics, producer, fetcher)))
+                consuming = tasks.create_task(self._consume(_Servers(apis, topics, producer)))
                 await self._stopping.wait()
                 await asyncio.wait([consuming], timeout=_STOP_SECONDS)
                 for task in (consuming, *beside):
                     task.cancel()
         finally:
             await producer.close()
-            await asyncio.to_thread(fetcher.close)
 
     # Kafka
 
@@ -96,7 +94,7 @@ class Bridge(service.Service):
             await self._consume_topics(servers)
 
     async def _consume_topics(self, servers: _Servers) -> None:
-        """Work until ``stop``, or until a topic was made anew."""
+        """Work until ``stop``, or until all has to begin anew."""
         topic_ids: dict[str, str] = {}
 
         def _where_to_begin(committed: kafka.Committed) -> int | None:
@@ -109,11 +107,23 @@ class Bridge(service.Service):
         consumer = kafka.Consumer(
             self._config.kafka, self._secrets, group=GROUP, topics=list(self._lanes), begin=_where_to_begin
         )
-        work = _Work(self._config, self._secrets, self._lanes, topic_ids=topic_ids, consumer=consumer, servers=servers)
+        fetcher = kafka.Fetcher(self._config.kafka, self._secrets)
+        work = _Work(
+            self._config,
+            self._secrets,
+            self._lanes,
+            topic_ids=topic_ids,
+            consumer=consumer,
+            fetcher=fetcher,
+            servers=servers,
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
-                watch = tasks.create_task(_outlast_topics(servers.topics, topic_ids))
-                while not self._stopping.is_set() and not watch.done():
+                reasons = [
+                    tasks.create_task(_until_made_anew(servers.topics, topic_ids)),
+                    tasks.create_task(kafka.until_deaf(servers.topics, [consumer, fetcher, work])),
+                ]
+                while not (self._stopping.is_set() or any(reason.done() for reason in reasons)):
                     fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
                     # An earlier configuration may have had more topics.
                     lost = {each for each in consumer.lost() if each[0] in self._lanes}
@@ -125,12 +135,14 @@ class Bridge(service.Service):
                     for (topic, partition), end in consumer.ends().items():
                         self._lanes[topic].end(partition, end)
                     consumer.hold_back({topic for topic, each in self._lanes.items() if each.backlog.held_back})
-                watch.cancel()
+                for reason in reasons:
+                    reason.cancel()
                 await work.end()
         finally:
             for each in self._lanes.values():
                 each.forget_all()
             await consumer.close()
+            await asyncio.to_thread(fetcher.close)
 
     # The cap
 
@@ -174,7 +186,6 @@ class _Servers:
     apis: Mapping[str, nsq.Api]
     topics: kafka.Topics
     producer: kafka.Producer
-    fetcher: kafka.Fetcher
 
 
 class _Work:
@@ -188,6 +199,7 @@ class _Work:
         *,
         topic_ids: Mapping[str, str],
         consumer: kafka.Consumer,
+        fetcher: kafka.Fetcher,
         servers: _Servers,
     ) -> None:
         self._config = config
@@ -195,6 +207,7 @@ class _Work:
         self._lanes = lanes
         self._topic_ids = topic_ids
         self._consumer = consumer
+        self._fetcher = fetcher
         self._servers = servers
         self._events: events.Events | None = None
         self._task: asyncio.Task[None] | None = None
@@ -206,7 +219,7 @@ class _Work:
         await self._stop()
         for topic, partition in lost:
             self._lanes[topic].forget(partition)
-        end = await events.end(self._servers.fetcher)
+        end = await events.end(self._fetcher)
         begins = [] if self._events is None else [self._events.next]
         for committed in await self._committed(joined):
             topic_id = self._topic_ids[committed.topic]
@@ -221,6 +234,10 @@ class _Work:
         if not where:
             return []
         return await retry.outlast("kafka", confluent_kafka.KafkaException, self._consumer.committed, where)
+
+    def hears(self) -> bool:
+        """Tell whether Kafka answers who follows the events."""
+        return self._events is None or self._events.hears()
 
     async def end(self) -> None:
         """Stop, and commit what is done."""
@@ -257,19 +274,17 @@ class _Work:
                         apis=self._servers.apis,
                         consumer=self._consumer,
                         producer=self._servers.producer,
-                        fetcher=self._servers.fetcher,
+                        fetcher=self._fetcher,
                         events=following,
                     )
-                    reader = readings.Readings(
-                        each, apis=self._servers.apis, fetcher=self._servers.fetcher, events=following
-                    )
+                    reader = readings.Readings(each, apis=self._servers.apis, fetcher=self._fetcher, events=following)
                     for work in (publisher.run(), publisher.commit_progress(), reader.run()):
                         tasks.create_task(work)
         finally:
             await following.close()
 
 
-async def _outlast_topics(topics: kafka.Topics, topic_ids: Mapping[str, str]) -> None:
+async def _until_made_anew(topics: kafka.Topics, topic_ids: Mapping[str, str]) -> None:
     """Return when one of the topics was made anew: librdkafka can go on with it as if it were the old one."""
     while True:
         await asyncio.sleep(_TOPICS_SECONDS)

@@ -70,6 +70,10 @@ class Events:
         while self.next < end:
             await self._more.wait()
 
+    def hears(self) -> bool:
+        """Tell whether Kafka answers."""
+        return self._follower.hears()
+
     async def close(self) -> None:
         """Close the connection."""
         await asyncio.to_thread(self._follower.close)

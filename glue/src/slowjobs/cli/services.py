@@ -42,7 +42,13 @@ def _serve(
         common.fail(f"{path}: {_first(group)}", common.EXIT_USAGE)
     except* kafka.FencedError as group:
         common.fail(f"another {name} has taken over: {_first(group)}", common.EXIT_FENCED)
-    except* (OSError, kafka.PlaceLostError, kafka.ProducerFailedError, documents.UnknownVersionError) as group:
+    except* (
+        OSError,
+        kafka.DeafError,
+        kafka.PlaceLostError,
+        kafka.ProducerFailedError,
+        documents.UnknownVersionError,
+    ) as group:
         common.fail(f"{name} failed: {_first(group)}", common.EXIT_FAILED)
 
 

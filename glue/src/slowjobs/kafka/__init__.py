@@ -9,6 +9,7 @@ from slowjobs.kafka.common import (
     MAX_MESSAGE_BYTES,
     REENQUEUED_HEADER,
     TIMEOUT_SECONDS,
+    DeafError,
     DeliveryError,
     FencedError,
     PlaceLostError,
@@ -20,6 +21,7 @@ from slowjobs.kafka.common import (
     reader,
 )
 from slowjobs.kafka.consumer import Consumer
+from slowjobs.kafka.deafness import until_deaf
 from slowjobs.kafka.fetcher import Fetcher
 from slowjobs.kafka.follower import Follower
 from slowjobs.kafka.offsets import Reach, reach
@@ -38,6 +40,7 @@ __all__ = [
     "CommitError",
     "Committed",
     "Consumer",
+    "DeafError",
     "Delivered",
     "DeliveryError",
     "FencedError",
@@ -55,4 +58,5 @@ __all__ = [
     "reach",
     "reader",
     "scan",
+    "until_deaf",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import math
 import queue
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,8 @@ class Committer:
         self._turn = turn
         self._waiting: queue.SimpleQueue[tuple[list[confluent_kafka.TopicPartition], _Answer] | None]
         self._waiting = queue.SimpleQueue()
+        #: when the commit that goes on began; infinity while none does.
+        self._begun = math.inf
         self._thread = threading.Thread(target=self._work, name="kafka-commit", daemon=True)
         self._thread.start()
 
@@ -74,6 +78,11 @@ class Committer:
             answer: _Answer = concurrent.futures.Future()
             self._waiting.put((partitions, answer))
             await asyncio.wrap_future(answer)
+
+    @property
+    def seconds(self) -> float:
+        """How long the commit that goes on has lasted."""
+        return max(0.0, time.monotonic() - self._begun)
 
     def close(self, timeout_seconds: float) -> bool:
         """Wait for what has begun, and tell whether it came to its end."""
@@ -94,6 +103,7 @@ class Committer:
                     answer.set_result(None)
 
     def _commit(self, partitions: list[confluent_kafka.TopicPartition]) -> None:
+        self._begun = time.monotonic()
         try:
             with self._turn:
                 answers = self._consumer.commit(offsets=partitions, asynchronous=False)
@@ -102,6 +112,8 @@ class Committer:
         except confluent_kafka.KafkaException as error:
             raise_if_fenced(error.args[0])
             raise CommitError(*error.args) from error
+        finally:
+            self._begun = math.inf
 
 
 _Answer = concurrent.futures.Future[None]

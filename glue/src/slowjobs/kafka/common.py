@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ TIMEOUT_SECONDS = 10.0
 SESSION_SECONDS = 300
 #: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
 FETCH_AHEAD_KIBIBYTES = 16 * 1024
+#: seconds that a stopping service gives its last commit, and then librdkafka to close.
+CLOSE_SECONDS = 5.0
 _FENCED = (confluent_kafka.KafkaError._FATAL, confluent_kafka.KafkaError.FENCED_INSTANCE_ID)
 #: bytes of messages that a batch ends with; the last of them can go far beyond.
 _BATCH_BYTES = 16 * 1024 * 1024
@@ -116,6 +119,10 @@ class FencedError(Exception):
 
 class PlaceLostError(Exception):
     """Kafka was away for longer than ``SESSION_SECONDS``, and librdkafka has given up: only a new process helps."""
+
+
+class DeafError(Exception):
+    """Kafka answers others and not this consumer: only a new one helps."""
 
 
 def raise_if_fenced(error: confluent_kafka.KafkaError) -> None:
@@ -219,6 +226,26 @@ def is_end(message: confluent_kafka.Message) -> bool:
     """Tell whether this is no message, but says that there are no more for now; its offset is that of the next."""
     error = message.error()
     return error is not None and error.code() == confluent_kafka.KafkaError._PARTITION_EOF
+
+
+def hears(consumer: confluent_kafka.Consumer) -> bool:
+    """Tell whether Kafka answers a consumer."""
+    try:
+        consumer.list_topics(EVENTS, TIMEOUT_SECONDS)
+    except confluent_kafka.KafkaException:
+        return False
+    return True
+
+
+def close(consumer: confluent_kafka.Consumer) -> None:
+    """Close a consumer, or leave it to the end of the process after ``CLOSE_SECONDS``.
+
+    With Kafka away it lasts librdkafka's time-outs, and with an offset that is just being reset for ever.
+    """
+    # A thread that the end of the process does not wait for.
+    closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
 
 
 def admin(kafka: settings.Kafka, secrets: settings.Credentials) -> confluent_kafka.admin.AdminClient:

@@ -15,13 +15,16 @@ import structlog
 from slowjobs import retry
 from slowjobs.kafka.commits import Committed, Committer
 from slowjobs.kafka.common import (
+    CLOSE_SECONDS,
     FETCH_AHEAD_KIBIBYTES,
     SESSION_SECONDS,
     TIMEOUT_SECONDS,
     FencedError,
     PlaceLostError,
     Record,
+    close,
     gather,
+    hears,
     is_end,
     properties,
     raise_if_fenced,
@@ -41,8 +44,8 @@ log = structlog.get_logger()
 _TURN_SECONDS = 0.1
 #: what a commit was answered with when there was no error.
 _TAKEN = object()
-#: seconds that a stopping service gives its last commit, and then librdkafka to close.
-_CLOSE_SECONDS = 5.0
+#: seconds after which a commit hangs.
+_HANGING_SECONDS = 30.0
 
 
 class Consumer:
@@ -200,6 +203,15 @@ class Consumer:
         with self._telling_who():
             await self._committer.commit(commits)
 
+    def hears(self) -> bool:
+        """Tell whether Kafka answers this client; for ``until_deaf``."""
+        if self._committer.seconds > _HANGING_SECONDS or not self._turn.acquire(timeout=_HANGING_SECONDS):
+            return False
+        try:
+            return hears(self._consumer)
+        finally:
+            self._turn.release()
+
     @contextlib.contextmanager
     def _telling_who(self) -> Iterator[None]:
         """Tell being fenced by another instance from that by ourselves.
@@ -258,15 +270,11 @@ class Consumer:
         """
         self._closing.set()
         await asyncio.to_thread(self._finish_commits)
-        if not await asyncio.to_thread(self._committer.close, _CLOSE_SECONDS):
-            return  # librdkafka takes no close beside a commit
-        # A thread that the end of the process does not wait for.
-        closing = threading.Thread(target=self._consumer.close, name="kafka-close", daemon=True)
-        closing.start()
-        await asyncio.to_thread(closing.join, _CLOSE_SECONDS)
+        if await asyncio.to_thread(self._committer.close, CLOSE_SECONDS):  # librdkafka takes no close beside a commit
+            await asyncio.to_thread(close, self._consumer)
 
     def _finish_commits(self) -> None:
-        deadline = time.monotonic() + _CLOSE_SECONDS
+        deadline = time.monotonic() + CLOSE_SECONDS
         while (self._committing or self._uncommitted) and time.monotonic() < deadline:
             self.commit({})
             self._consumer.poll(0.1)  # what it brings is not committed, so it comes again

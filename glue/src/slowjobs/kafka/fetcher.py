@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import confluent_kafka
 
-from slowjobs.kafka.common import TIMEOUT_SECONDS, Record, is_end, reader_properties
+from slowjobs.kafka.common import TIMEOUT_SECONDS, Record, close, hears, is_end, reader_properties
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,10 +58,14 @@ class Fetcher:
         """Return ``partition -> the offsets from its oldest message to its end``. Raises as ``read``."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._reach, topic)
 
+    def hears(self) -> bool:
+        """Tell whether Kafka answers this client; for ``until_deaf``."""
+        return self._thread.submit(hears, self._consumer).result()
+
     def close(self) -> None:
         """Wait for what is being read, and close the connections."""
         self._thread.shutdown(cancel_futures=True)
-        self._consumer.close()
+        close(self._consumer)
 
     def _read(self, wanted: Mapping[tuple[str, int], Iterable[int]]) -> dict[documents.Position, Record]:
         found: dict[documents.Position, Record] = {}

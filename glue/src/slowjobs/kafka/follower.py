@@ -13,7 +13,9 @@ from slowjobs.kafka.common import (
     FETCH_AHEAD_KIBIBYTES,
     TIMEOUT_SECONDS,
     Record,
+    close,
     gather,
+    hears,
     is_end,
     reader_properties,
     records,
@@ -70,10 +72,14 @@ class Follower:
         )
         return int(end)
 
+    def hears(self) -> bool:
+        """Tell whether Kafka answers this client; for ``until_deaf``."""
+        return self._threads.submit(hears, self._consumer).result()
+
     def close(self) -> None:
         """Wait for what is under way, and close the connections."""
         self._threads.shutdown(cancel_futures=True)
-        self._consumer.close()
+        close(self._consumer)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)

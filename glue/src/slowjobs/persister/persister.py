@@ -78,22 +78,25 @@ class Persister(service.Service):
         return {"instance": self._config.instance, "topics": self._records.topics, "written": self._written}
 
     async def run(self) -> None:
-        """Work until ``stop``. Raises kafka.FencedError when another persister has taken over."""
+        """Work until ``stop``. Raises kafka.FencedError when another persister has taken over, and kafka.DeafError."""
         gc.freeze()  # each batch sets off collections, which need not look at all that was imported
         consumer = kafka.Consumer(self._config.kafka, self._secrets, group=self._group, topics=self._records.topics)
         producer = kafka.Producer(self._config.kafka, self._secrets, client_id=self._group)
         work = asyncio.create_task(self._work(consumer, producer))
         stopped = asyncio.create_task(self._stopping.wait())
         failed = asyncio.create_task(producer.watch())
+        deaf = asyncio.create_task(kafka.until_deaf(kafka.Topics(self._config.kafka, self._secrets), [consumer]))
         try:
-            await asyncio.wait([work, stopped, failed], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([work, stopped, failed, deaf], return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 await failed
+            if deaf.done():
+                raise kafka.DeafError(f"{self._group} hears nothing of Kafka any more, others do")
             await asyncio.wait([work], timeout=_STOP_SECONDS)
             if work.done():
                 await work
         finally:
-            for task in (work, stopped, failed):
+            for task in (work, stopped, failed, deaf):
                 task.cancel()
             self._interrupt()
             await producer.close()
