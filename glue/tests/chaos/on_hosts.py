@@ -199,9 +199,12 @@ class Hosts(Arena):
                 _play(playbook)
             arena = cls()
             stack.enter_context(arena.hosts["control1"].network())
+            stack.callback(arena._discard)
             yield arena
-            for tail in arena._tails.values():
-                tail.close()
+
+    def _discard(self) -> None:
+        for tail in self._tails.values():
+            tail.close()
 
     def tend(self) -> None:
         """Leave it to systemd."""
