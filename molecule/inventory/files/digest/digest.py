@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from slowjobs import outcomes
 class Digest:
     """Request: {"id", "text"} and "seconds" to wait, or "until", a file to wait for. Result: {"digest", "pid"}.
 
-    "again": how likely it is that all of it is put back for "delay" seconds.
+    "again": for how many seconds it is put back by each host that sees it for the first time.
     """
 
     def __init__(self, algorithm: str) -> None:
@@ -24,7 +25,9 @@ class Digest:
         time.sleep(request.get("seconds", 0))
         while "until" in request and not Path(request["until"]).exists():
             time.sleep(0.05)
-        if os.urandom(1)[0] / 256 < request.get("again", 0):
-            raise outcomes.Retry(request["delay"], "as it was asked for")
+        seen = Path(tempfile.gettempdir(), request["id"])
+        if "again" in request and not seen.exists():
+            seen.touch()
+            raise outcomes.Retry(request["again"], "as it was asked for")
         digest = hashlib.new(self.algorithm, request["text"].encode()).digest()
         return {"digest": base58.b58encode(digest).decode(), "pid": os.getpid()}
