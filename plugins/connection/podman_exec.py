@@ -38,6 +38,8 @@ display = Display()
 
 #: What podman itself returns when it could not start the command, as opposed to the command's own exit status.
 PODMAN_FAILED = 125
+#: What it says, with another status, of a container that is there and does not run.
+STOPPED = b"container state improper"
 
 
 class Connection(ConnectionBase):
@@ -61,7 +63,7 @@ class Connection(ConnectionBase):
             done = subprocess.run(command, input=in_data or b"", capture_output=True, check=False)
         except FileNotFoundError as error:
             raise AnsibleError(f"{command[0]} is not installed: `make up` sets up podman and the hosts") from error
-        if done.returncode == PODMAN_FAILED:
+        if done.returncode == PODMAN_FAILED or STOPPED in done.stderr:
             raise AnsibleConnectionFailure(
                 f"no running container {container}: {done.stderr.decode(errors='replace').strip()}"
             )
