@@ -136,12 +136,12 @@ def test_the_newest_request_and_the_newest_result_win(make_system: MakeSystem) -
     system.start()
     system.send([request("same", turn=1)])
     system.wait_for_results(["same"], 30)
-    [(created, updated)] = system.rows(
-        "SELECT job_request.created, job_result.updated FROM job_request JOIN job_result USING (kind, key)"
-    )
+    both = "SELECT job_request.created, job_result.updated FROM job_request JOIN job_result USING (kind, key)"
+    [(created, updated)] = wait_until(lambda: system.rows(both), 20, "the first")
     system.send([request("same", turn=2)])
     wait_until(
         lambda: system.rows("SELECT result->>'turn' FROM job_result"), 20, "the second", accept=lambda r: r == [("2",)]
     )
-    assert system.rows("SELECT request->>'turn', created FROM job_request") == [("2", created)]
+    newest = "SELECT request->>'turn', created FROM job_request"
+    wait_until(lambda: system.rows(newest), 20, "the newest", accept=lambda rows: rows == [("2", created)])
     assert system.rows("SELECT updated > %s FROM job_result", (updated,)) == [(True,)]
