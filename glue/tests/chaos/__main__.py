@@ -1,10 +1,15 @@
 """Play rounds of requests and faults against a real slowjobs, and keep an account of what becomes of each request.
 
+Local processes run it, at shorter times than it usually has. With HOSTS=1 (--hosts) it is what site.yml deploys on six
+hosts with systemd, containers that are made for this and taken away at the end: as slow as it really is, and what needs
+processes of the harness's own (a death at a step, connections that break, a full disk, a second bridge, seeded bugs) is
+not there, but hosts are cut off from the network.
+
 examples:
   make chaos                                         20 rounds of each fault, and 40 with two that the seed draws
   make chaos SEED=7 ROUNDS=30 FAULTS=nsqd-killed     30 rounds, of the seeds 7 to 36
   make chaos FAULTS=pair,nsqd-killed+worker-frozen   two at the same time: drawn, and these
-  make chaos HOSTS=1 ROUNDS=20                       on six hosts that site.yml deploys to
+  make chaos HOSTS=1 ROUNDS=25                       on hosts
   python -m chaos --rounds 5 --faults bridge-killed-at-a-step --bug metadata-after-publishing    is it noticed?
 """
 
@@ -147,7 +152,7 @@ def main() -> None:
     parser.add_argument("--systems", type=int, default=SYSTEMS, help="side by side (%(default)s)")
     parser.add_argument("--bug", choices=BUGS, help="that is seeded into each service")
     parser.add_argument(
-        "--hosts", action="store_true", help="on one system, of six hosts as containers, made for it; needs root"
+        "--hosts", action="store_true", help="on six hosts that site.yml deploys to, one system; needs root"
     )
     parser.add_argument("--json", action="store_true", help="one document on stdout; what is played goes to stderr")
     options = parser.parse_args()
@@ -156,7 +161,7 @@ def main() -> None:
     faults = options.faults.split(",") if options.faults else [*there, PAIR, PAIR]
     unknown = {name.partition(":")[0] for chosen in faults for name in chosen.split("+")} - {*there, PAIR}
     if unknown:
-        parser.error(f"{arena.command} has no {', '.join(sorted(unknown))}; it has {', '.join(there)} and {PAIR}")
+        parser.error(f"{', '.join(sorted(unknown))}: not with {arena.command}, which has {', '.join(there)} and {PAIR}")
     if options.hosts and options.bug:
         parser.error("a bug is seeded into local processes alone; what site.yml deploys has none")
     if options.hosts and os.geteuid() != 0:

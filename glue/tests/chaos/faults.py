@@ -88,7 +88,7 @@ _BLOCK = bytes(64 * 1024)
 _SHORT = (0.0, 2.0)
 #: beyond msg-timeout, and two of a connection's heartbeats.
 _LONG = (MSG_TIMEOUT_SECONDS + 0.5, MSG_TIMEOUT_SECONDS + 2.0)
-#: beyond two heartbeats of nsqd's, or not.
+#: beyond msg-timeout, and perhaps beyond two heartbeats at the times that slowjobs really has.
 _SILENT = (MSG_TIMEOUT_SECONDS + 0.5, 25.0)
 #: which processes a fault is about.
 _Choice = Callable[[Scene], Process]
