@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,24 @@ ADDRESSES = {
 }
 WORKERS = ("worker1", "worker2")
 
-#: counts the messages of a topic for each id that begins with a word.
-COUNT = """
+#: prints when each result of a topic was ready, by the ids that begin with a word.
+FINISHED = """
 import collections, json, sys, confluent_kafka
 servers, topic, run = sys.argv[1:]
 consumer = confluent_kafka.Consumer({"bootstrap.servers": servers, "group.id": "tests", "enable.partition.eof": True})
 partitions = consumer.list_topics(topic).topics[topic].partitions
 consumer.assign([confluent_kafka.TopicPartition(topic, number, 0) for number in partitions])
-found = collections.Counter()
+found = collections.defaultdict(list)
 while partitions:
     message = consumer.poll(30)
     if message.error():
         del partitions[message.partition()]
     else:
-        [name] = json.loads(json.loads(message.value())["_slowjobs"]["key"])
-        found[name] += name.startswith(run)
-print(json.dumps(+found))
+        about = json.loads(message.value())["_slowjobs"]
+        [name] = json.loads(about["key"])
+        if name.startswith(run):
+            found[name].append(about["finished"])
+print(json.dumps(found))
 """
 
 
@@ -90,10 +93,16 @@ def enqueue_digests(run: str, seconds: list[float]) -> None:
     enqueue([dict(document) for document in documents], "digest")
 
 
+def finished(run: str) -> dict[str, list[float]]:
+    """Return when each request of a run was done, once for each of its results."""
+    python = ["/opt/slowjobs/current/bin/python", "-c", FINISHED, f"{ADDRESSES['data1']}:9092", "digest-results", run]
+    found: dict[str, list[str]] = json.loads(pipe("control1", python, ""))
+    return {name: [datetime.fromisoformat(each).timestamp() for each in times] for name, times in found.items()}
+
+
 def digests(run: str) -> Counter[str]:
     """Return how many results there are of each request of a run."""
-    python = ["/opt/slowjobs/current/bin/python", "-c", COUNT, f"{ADDRESSES['data1']}:9092", "digest-results", run]
-    return Counter(json.loads(pipe("control1", python, "")))
+    return Counter({name: len(times) for name, times in finished(run).items()})
 
 
 def ansible(*names: str, variables: dict[str, object] | None = None, inventory: Path = INVENTORY) -> list[str]:

@@ -9,7 +9,19 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from conftest import ROOT, ansible, container, digests, enqueue_digests, pipe, playbook, rows, status, wait_until
+from conftest import (
+    ROOT,
+    ansible,
+    container,
+    digests,
+    enqueue_digests,
+    finished,
+    pipe,
+    playbook,
+    rows,
+    status,
+    wait_until,
+)
 from testinfra.host import Host
 
 NOTE = "/var/lib/slowjobs/quiesce.json"
@@ -34,8 +46,10 @@ def load(control: Host) -> Iterator[str]:
     run = f"load{time.time_ns()}"
     seconds = [LONGEST, *(1 + number * 0.37 % 2 for number in range(90))]
     enqueue_digests(run, seconds)
-    wait_until(lambda: busy(control) == 6, "every slot busy", 30)
+    wait_until(lambda: busy(control) == 6 and digests(run).total() >= 6, "work to flow, in every slot", 30)
     yield run
+    if control.file(NOTE).exists:  # a test that failed
+        playbook("resume.yml", variables={})
     each_once = Counter(f"{run}-{number}" for number in range(len(seconds)))
     wait_until(lambda: digests(run).keys() == each_once.keys(), "all of it done", 120)
     assert digests(run) == each_once
@@ -48,14 +62,16 @@ def busy(control: Host) -> int:
 def test_all_stands_still_soon_after_the_longest_task_and_goes_on_as_it_was(control: Host, load: str) -> None:
     control.check_output("slowjobs pause fixity-priority")
     before = how_it_is(control)
-    begun = time.monotonic()
+    begun = time.time()
     done = playbook("quiesce.yml", variables={})
     assert done.returncode == 0, done.stdout
-    assert time.monotonic() - begun <= LONGEST + 10
+    # Idle is one thing, to have made sure of it on a busy machine another.
+    assert max(max(times) for times in finished(load).values()) - begun <= LONGEST + 10
+    assert time.time() - begun <= LONGEST + 30
     assert "digest on svc506: in flight 6, clients 2" in done.stdout
     assert busy(control) == 0
     assert rows(SESSIONS) == ["0"]
-    finished = digests(load)
+    ended = digests(load)
     noted = control.file(NOTE).content_string
     refused = playbook("preflight.yml", variables={"preflight_before_deployment": True})
     assert refused.returncode != 0
@@ -72,7 +88,7 @@ def test_all_stands_still_soon_after_the_longest_task_and_goes_on_as_it_was(cont
     assert "slowjobs-persister@results on control1" in said
     assert "the database is not safe to change" in said
     assert control.file(NOTE).content_string == noted
-    assert digests(load) == finished, "nothing has begun"
+    assert digests(load) == ended, "nothing has begun"
 
     resumed = playbook("resume.yml", variables={})
     assert resumed.returncode == 0, resumed.stdout
