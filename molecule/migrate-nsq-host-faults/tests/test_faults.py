@@ -46,7 +46,6 @@ def test_it_goes_on_when_the_old_host_dies_in_the_middle() -> None:
     load, old = Load(), publishes_to()
     host = other(old)
     with load.flowing():
-        load.send(60)
         running = playbook("migrate-nsq-host.yml", f"--extra-vars=nsq_target={host}", *UNATTENDED)
         assert running.stdout
         said = ""
@@ -73,7 +72,6 @@ def test_a_lost_host_is_replaced_at_once() -> None:
     load, old = Load(), publishes_to()
     host = other(old)
     with load.flowing():
-        load.send(60)
         wait_until(lambda: status()["lanes"][2]["in_flight"] > 0, "some to run", 30)
         in_flight = sum(lane["in_flight"] for lane in status()["lanes"])
         switch("kill", old)
