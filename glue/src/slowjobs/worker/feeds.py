@@ -68,7 +68,7 @@ class Feed:
     def leave(self) -> None:
         """End once all is answered."""
         if self.source:
-            self.source.leaving = True
+            self.source.leave()
         self._leaving.set()
 
     async def _say_goodbye(self) -> bool:

@@ -83,6 +83,11 @@ class Source:
         if not self.in_flight:
             self.idle.set()
 
+    def leave(self) -> None:
+        """Let nothing more come, also where nsqd counts less in flight than there is: a channel was emptied."""
+        self.leaving, self.asked, self._ready = True, 0, 0
+        self.subscription.ready(0)
+
     def _tell(self) -> None:
         wanted = self.in_flight + self.asked if self.asked else 0
         # Closed is as good while what is in flight uses RDY up.
