@@ -106,10 +106,12 @@ def test_setup_finds_nothing_missing(control: Host) -> None:
 
 def test_real_requests_end_as_rows(control: Host) -> None:
     run = f"rows{time.time_ns()}"
-    recorded = container("worker1").check_output("head -n 40 /var/lib/dpkg/info/coreutils.md5sums").splitlines()
+    # The hosts' own files differ: they are of two releases of Debian.
+    for worker in WORKERS:
+        container(worker).check_output("mkdir -p /srv/files && for n in $(seq 40); do echo $n > /srv/files/$n; done")
+    sums = {n: hashlib.md5(b"%d\n" % n, usedforsecurity=False).hexdigest() for n in range(1, 41)}
     requests: list[dict[str, object]] = [
-        {"file_id": f"{run}-{number}", "path": f"/{path}", "md5": md5}
-        for number, (md5, path) in enumerate(line.split(maxsplit=1) for line in recorded)
+        {"file_id": f"{run}-{n}", "path": f"/srv/files/{n}", "md5": md5} for n, md5 in sums.items()
     ]
     wanted = {str(request["file_id"]): "match" for request in requests}
     requests.append({"file_id": f"{run}-changed", "path": "/etc/hostname", "md5": "0" * 32})
