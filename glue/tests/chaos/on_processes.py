@@ -141,7 +141,7 @@ class Processes(System, Arena):
         service.start()
 
     def keep(self, folder: Path) -> None:
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("credentials"))
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("credentials", "*.sock"))
         for server in (self.services.kafka, self.services.postgresql, self.services.nsqd):
             shutil.copy(server.log, folder)
 
