@@ -141,6 +141,7 @@ class Processes(System, Arena):
         service.start()
 
     def keep(self, folder: Path) -> None:
+        self.tell_what_goes_on()
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("credentials", "*.sock"))
         for server in (self.services.kafka, self.services.postgresql, self.services.nsqd):
             shutil.copy(server.log, folder)

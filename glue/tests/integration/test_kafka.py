@@ -346,7 +346,7 @@ def test_a_follower_begins_at_the_oldest_message_and_knows_when_it_has_all(servi
 def test_clients_know_whether_kafka_answers_them(
     services: Services, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(common, "TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(common, "_HEARING_SECONDS", 1.0)
 
     async def _ask() -> None:
         where = _settings(services), NO_SECRETS

@@ -35,6 +35,8 @@ TIMEOUT_SECONDS = 10.0
 #: heard from Kafka. Long, for nobody waits for the place: another instance takes it at once. It is what the oldest
 #: brokers allow.
 SESSION_SECONDS = 300
+#: seconds in which a client that hears has its answer.
+_HEARING_SECONDS = 3.0
 #: KiB that a consumer fetches ahead; librdkafka's default of 64 MiB is the larger part of a process of ours.
 FETCH_AHEAD_KIBIBYTES = 16 * 1024
 #: seconds that a stopping service gives its last commit, and then librdkafka to close.
@@ -231,7 +233,7 @@ def is_end(message: confluent_kafka.Message) -> bool:
 def hears(consumer: confluent_kafka.Consumer) -> bool:
     """Tell whether Kafka answers a consumer."""
     try:
-        consumer.list_topics(EVENTS, TIMEOUT_SECONDS)
+        consumer.list_topics(EVENTS, _HEARING_SECONDS)
     except confluent_kafka.KafkaException:
         return False
     return True

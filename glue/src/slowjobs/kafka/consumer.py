@@ -44,8 +44,8 @@ log = structlog.get_logger()
 _TURN_SECONDS = 0.1
 #: what a commit was answered with when there was no error.
 _TAKEN = object()
-#: seconds after which a commit hangs.
-_HANGING_SECONDS = 30.0
+#: seconds after which a commit hangs, while Kafka answers others.
+_HANGING_SECONDS = 10.0
 
 
 class Consumer:
