@@ -119,11 +119,9 @@ class Bridge(service.Service):
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                reasons = [
-                    tasks.create_task(_until_made_anew(servers.topics, topic_ids)),
-                    tasks.create_task(kafka.until_deaf(servers.topics, [consumer, fetcher, work])),
-                ]
-                while not (self._stopping.is_set() or any(reason.done() for reason in reasons)):
+                anew = tasks.create_task(_until_made_anew(servers.topics, topic_ids))
+                deaf = tasks.create_task(kafka.until_deaf(servers.topics, [consumer, fetcher, work]))
+                while not (self._stopping.is_set() or anew.done() or deaf.done()):
                     fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
                     # An earlier configuration may have had more topics.
                     lost = {each for each in consumer.lost() if each[0] in self._lanes}
@@ -135,14 +133,14 @@ class Bridge(service.Service):
                     for (topic, partition), end in consumer.ends().items():
                         self._lanes[topic].end(partition, end)
                     consumer.hold_back({topic for topic, each in self._lanes.items() if each.backlog.held_back})
-                for reason in reasons:
-                    reason.cancel()
-                await work.end()
+                # A deaf one hears of no commit either.
+                await work.stop() if deaf.done() else await work.end()
+                anew.cancel()
+                deaf.cancel()
         finally:
             for each in self._lanes.values():
                 each.forget_all()
-            await consumer.close()
-            await asyncio.to_thread(fetcher.close)
+            await asyncio.gather(consumer.close(), asyncio.to_thread(fetcher.close))
 
     # The cap
 
@@ -216,7 +214,7 @@ class _Work:
         self, tasks: asyncio.TaskGroup, lost: Iterable[tuple[str, int]], joined: Sequence[kafka.Committed]
     ) -> None:
         """Go on without the partitions ``lost``, and with those that ``joined``, each from its commit."""
-        await self._stop()
+        await self.stop()
         for topic, partition in lost:
             self._lanes[topic].forget(partition)
         end = await events.end(self._fetcher)
@@ -241,7 +239,7 @@ class _Work:
 
     async def end(self) -> None:
         """Stop, and commit what is done."""
-        await self._stop()
+        await self.stop()
         if self._events is None:
             return
         commits = [each.to_commit(one, self._events.next) for each in self._lanes.values() for one in each.partitions]
@@ -249,7 +247,7 @@ class _Work:
             async with asyncio.timeout(_LAST_COMMIT_SECONDS):
                 await self._consumer.commit_now(commits)
 
-    async def _stop(self) -> None:
+    async def stop(self) -> None:
         """Stop when what was sent is answered."""
         if self._task is None:
             return

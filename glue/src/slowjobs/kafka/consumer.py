@@ -45,7 +45,7 @@ _TURN_SECONDS = 0.1
 #: what a commit was answered with when there was no error.
 _TAKEN = object()
 #: seconds after which a commit hangs, while Kafka answers others.
-_HANGING_SECONDS = 10.0
+_HANGING_SECONDS = 5.0
 
 
 class Consumer:

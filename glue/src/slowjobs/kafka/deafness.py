@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 #: seconds between two looks.
-LOOK_SECONDS = 4.0
+LOOK_SECONDS = 2.0
 
 
 class Client(Protocol):
