@@ -239,13 +239,18 @@ def hears(consumer: confluent_kafka.Consumer) -> bool:
     return True
 
 
-def close(consumer: confluent_kafka.Consumer) -> None:
-    """Close a consumer, or leave it to the end of the process after ``CLOSE_SECONDS``.
+def close(*steps: Callable[[], object]) -> None:
+    """Do what closes a consumer, and leave it to the end of the process after ``CLOSE_SECONDS``.
 
     With Kafka away it lasts librdkafka's time-outs, and with an offset that is just being reset for ever.
     """
+
+    def _close() -> None:
+        for step in steps:
+            step()
+
     # A thread that the end of the process does not wait for.
-    closing = threading.Thread(target=consumer.close, name="kafka-close", daemon=True)
+    closing = threading.Thread(target=_close, name="kafka-close", daemon=True)
     closing.start()
     closing.join(CLOSE_SECONDS)
 

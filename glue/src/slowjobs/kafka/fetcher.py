@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
@@ -64,8 +65,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Wait for what is being read, and close the connections."""
-        self._thread.shutdown(cancel_futures=True)
-        close(self._consumer)
+        close(functools.partial(self._thread.shutdown, cancel_futures=True), self._consumer.close)
 
     def _read(self, wanted: Mapping[tuple[str, int], Iterable[int]]) -> dict[documents.Position, Record]:
         found: dict[documents.Position, Record] = {}

@@ -78,8 +78,7 @@ class Follower:
 
     def close(self) -> None:
         """Wait for what is under way, and close the connections."""
-        self._threads.shutdown(cancel_futures=True)
-        close(self._consumer)
+        close(functools.partial(self._threads.shutdown, cancel_futures=True), self._consumer.close)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
