@@ -161,7 +161,11 @@ def test_what_somebody_empties_out_of_a_channel_comes_back_and_nothing_runs_twic
     make_system: MakeSystem,
 ) -> None:
     system = _at_work(make_system)
-    system.services.nsqd.post(f"/channel/empty?topic={quote(system.lane)}&channel={quote(system.pool)}")
+    # Paused: nsqd, which counts nothing as in flight from then on, would deliver one more between that and dropping the
+    # rest, once in fifty times. While that one waits behind those that run, nothing tells it from the lost ones.
+    where = f"topic={quote(system.lane)}&channel={quote(system.pool)}"
+    for verb in ("pause", "empty", "unpause"):
+        system.services.nsqd.post(f"/channel/{verb}?{where}")
     # Those put back are vouched for until long after this test.
     _wait_for_nsq(system, len(WAITING))
     assert handlers.runs(system) == dict.fromkeys(LATE + RUNNING, 1)
