@@ -51,6 +51,8 @@ _MAX_FRAME_BYTES = 64 * 1024 * 1024
 _HARMLESS = (b"E_FIN_FAILED", b"E_REQ_FAILED", b"E_TOUCH_FAILED")
 #: what a broken connection or HTTP call raises.
 ERRORS = (OSError, TimeoutError, asyncio.IncompleteReadError, aiohttp.ClientError)
+#: those of them that say that nobody is there, or nobody answers.
+SILENCE = (aiohttp.ClientConnectorError, TimeoutError)
 
 
 class ProtocolError(OSError):

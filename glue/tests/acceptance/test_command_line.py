@@ -34,7 +34,7 @@ NSQD_MEMBERS = {"host", "state", "reachable", "healthy", "version", "start_time"
 TOPIC_MEMBERS = {"name", "paused", "depth", "channels"}
 CHANNEL_MEMBERS = {"name", "paused", "depth", "in_flight", "deferred", "clients"}
 WORKER_MEMBERS = {"host", "pool", "reachable", "slots", "running", "parked", "draining", "config", "nsqd"}
-SERVICE_MEMBERS = {"name", "host", "reachable", "config", "publishes_to"}
+SERVICE_MEMBERS = {"name", "host", "reachable", "config", "publishes_to", "nsqd"}
 
 
 def _status(system: System, expect: int) -> dict[str, Any]:
@@ -102,6 +102,7 @@ def test_status_counts_what_waits_runs_and_is_deferred(make_system: MakeSystem) 
     assert {"slowjobs-bridge", "slowjobs-persister@requests", "slowjobs-persister@results"} <= set(services)
     assert all(set(service) == SERVICE_MEMBERS and service["reachable"] for service in status["services"])
     assert services["slowjobs-bridge"]["publishes_to"] == "svc506"
+    assert services["slowjobs-bridge"]["nsqd"] == ["svc506"]
     assert services["slowjobs-bridge"]["config"] == system.bridge.state()["config"]
     assert all(process.config_in_force() for process in system.processes)
 

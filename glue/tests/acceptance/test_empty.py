@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,49 @@ def test_all_lanes_are_tried_and_left_paused_or_not_as_they_were(make_system: Ma
     assert system.channel()["paused"]
     system.bridge.stop()
     assert str(system.folder / "bridge.sock") in system.run("empty", fails, "--yes", expect=1).stderr
+
+
+def test_what_was_discarded_is_told_also_where_a_host_is_gone_and_keeps_its_pause(make_system: MakeSystem) -> None:
+    system = make_system(lane={"safe_to_empty": True}, nsqd_hosts=(ACTIVE, SECOND))
+    system.setup()
+    # Discarding needs all hosts that the bridge serves.
+    nsqd = system.documents["bridge"]["nsqd"]
+    del nsqd["draining"], nsqd["hosts"][SECOND]
+    system.write()
+    system.start(system.bridge)
+    system.send_requests(["a"])
+    wait_until(system.outstanding, 20, "it on NSQ")
+    system.bridge.freeze()
+    environment = {**system.environment, "SLOWJOBS_CONFIG": str(system.cli_config)}
+    argv = [str(SLOWJOBS), "empty", system.lane, "--yes", "--json"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as asked:
+        second = system.services.second_nsqd
+        wait_until(lambda: system.channel(nsqd=second)["paused"], 20, "all to be paused")
+        second.stop()
+        system.bridge.thaw()
+        said, _ = asked.communicate(timeout=30)
+    document = json.loads(said)
+    assert [lane["discarded"] for lane in document["lanes"]] == [1]
+    [error] = document["errors"]
+    assert error.startswith(f"{system.lane} on {SECOND} may still be paused, until `slowjobs unpause {system.lane}`: ")
+    assert not system.channel()["paused"]
+
+
+def test_who_is_interrupted_leaves_the_lane_paused_for_the_bridge_that_goes_on(make_system: MakeSystem) -> None:
+    system = make_system(handler=handlers.NOTING, lane={"safe_to_empty": True})
+    system.setup()
+    system.start(system.bridge)
+    system.bridge.freeze()
+    environment = {**system.environment, "SLOWJOBS_CONFIG": str(system.cli_config)}
+    argv = [str(SLOWJOBS), "empty", system.lane, "--yes"]
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as asked:
+        wait_until(lambda: system.channel()["paused"], 20, "it to be paused")
+        asked.send_signal(signal.SIGINT)
+        _, said = asked.communicate(timeout=20)
+    system.bridge.thaw()
+    assert asked.returncode == 128 + signal.SIGINT
+    assert f"Then: slowjobs unpause {system.lane}" in said
+    assert system.channel()["paused"]
 
 
 def test_what_a_killed_bridge_has_told_stays_discarded_and_the_rest_is_as_it_was(make_system: MakeSystem) -> None:

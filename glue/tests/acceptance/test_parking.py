@@ -131,7 +131,7 @@ def test_release_gives_back_what_is_parked_of_a_lane_and_leaves_what_runs(make_s
     where = f"topic={quote(system.lanes['one'])}&channel={quote(system.pool)}"
     system.services.nsqd.post(f"/channel/pause?{where}")
     _wait_until_parked(system, 3)
-    assert system.worker.release(system.lanes["one"]) == 2
+    assert system.worker.release(system.lanes["one"], "of-a-newer-inventory") == 2
     [left] = _wait_until_parked(system, 1)
     assert left["key"] == '["c"]'
     assert '["gated"]' in [task["key"] for task in system.worker.state()["running"]]

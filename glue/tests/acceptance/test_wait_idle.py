@@ -87,6 +87,27 @@ def test_a_task_that_nsqd_has_timed_out_keeps_the_gate_closed(make_system: MakeS
     assert _wait(system, "0s", 0)["idle"] is True
 
 
+@pytest.mark.parametrize("with_its_worker", [False, True])
+def test_what_runs_of_a_lane_that_is_configured_no_more_keeps_the_gate_closed(
+    make_system: MakeSystem, *, with_its_worker: bool
+) -> None:
+    system = make_system(handler=handlers.GATED, lanes={"stays": {}, "other": {}, "goes": {}})
+    stays, _, goes = system.lanes.values()
+    system.setup()
+    system.send_requests(["a"], lane="goes")
+    system.start(system.bridge, system.worker)
+    wait_until(lambda: handlers.runs(system), 30, "it to run")
+    site = system.documents["slowjobs"]
+    del site["lanes"][goes]
+    if with_its_worker:
+        site["services"] = [service for service in site["services"] if not service.get("pool")]
+    system.write()
+    said = _wait(system, "1s", 3)
+    assert [task["lane"] for task in said["tasks"]] == ([] if with_its_worker else [goes])
+    assert [each["lane"] for each in said["in_flight"]] == [goes]
+    assert "idle" in system.run("wait-idle", stays, "--timeout", "1s").stdout
+
+
 def test_what_a_dead_worker_had_is_said_to_be_its(make_system: MakeSystem) -> None:
     system = make_system(handler=handlers.GATED, slots=1, worker_hosts=("worker1", "worker2"))
     # With the time-out that the role gives it: there is time to look.
@@ -102,7 +123,8 @@ def test_what_a_dead_worker_had_is_said_to_be_its(make_system: MakeSystem) -> No
         killed, other = system.workers.values()
         killed.kill()
         said = system.run("wait-idle", "--timeout", "1s", expect=3).stderr
-        assert f"{system.lane} (in flight 2, clients 1): 1 of them a dead worker's, back within msg-timeout" in said
+        dead = f"{system.lane} (in flight 2, clients 1): 1 of them a dead worker's, back within msg-timeout"
+        assert f"{dead}; or one's that is not configured" in said
         other.kill()
         said = system.run("wait-idle", "--timeout", "1s", expect=3).stderr
         assert f"{system.lane} (in flight 2, clients 0): a dead worker's, back within msg-timeout" in said
@@ -118,6 +140,10 @@ def test_a_host_that_cannot_be_asked_keeps_the_gate_closed_unless_it_is_a_spare(
     system.write()
     said = system.run("wait-idle")
     assert f"not paused: {system.lane}" in said.stderr, "this holds for the moment only"
+    said = system.run("wait-idle", "--paused", "--timeout", "1s", expect=3)
+    assert f"not paused: {system.lane}" in said.stderr, "it was asked for more"
+    system.run("pause", "--all")
+    assert "idle" in system.run("wait-idle", "--paused", "--timeout", "1s").stdout
     nsqd["draining"] = ["svc507"]
     system.write()
     [error] = _wait(system, "1s", 3)["errors"]

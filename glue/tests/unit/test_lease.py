@@ -36,7 +36,7 @@ def test_renewing_keeps_the_beginning(tmp_path: Path) -> None:
     path = tmp_path / "lease"
     lease.take(path, "anna", 10)
     before = json.loads(path.read_text())
-    lease.take(path, "anna", 20)
+    lease.renew(path, "anna", 20)
     after = json.loads(path.read_text())
     assert after["since"] == before["since"]
     assert after["until"] >= before["until"] + 10
@@ -48,6 +48,18 @@ def test_one_that_is_not_renewed_is_taken_over(tmp_path: Path) -> None:
     lease.take(path, "ben", 60)
     with pytest.raises(lease.HeldError, match="ben"):
         lease.take(path, "anna", 60)
+
+
+def test_who_was_held_up_goes_on_unless_somebody_else_has_been_there(tmp_path: Path) -> None:
+    path = tmp_path / "lease"
+    lease.take(path, "anna", 0)
+    lease.renew(path, "anna", 0)
+    lease.take(path, "ben", 60)
+    with pytest.raises(lease.LostError, match="of ben, since 20"):
+        lease.renew(path, "anna", 60)
+    lease.drop(path, "ben")
+    with pytest.raises(lease.LostError, match="given up"):
+        lease.renew(path, "anna", 60)
 
 
 def test_what_is_no_lease_is_nobodys(tmp_path: Path) -> None:
@@ -63,6 +75,11 @@ def test_a_command_runs_under_the_lease_or_not_at_all(tmp_path: Path) -> None:
     ran = CliRunner().invoke(cli.main, [*arguments, "anna", "gate", "--help"])
     assert (ran.exit_code, "figure of the running system" in ran.stdout) == (0, True)
     assert json.loads(path.read_text())["until"] > time.time() + 100
+    renewed = CliRunner().invoke(cli.main, [*arguments, "anna", "--renew", "gate", "--help"])
+    assert renewed.exit_code == 0
+    lost = CliRunner().invoke(cli.main, [*arguments, "carl", "--renew", "gate", "--help"])
+    assert (lost.exit_code, lost.stdout) == (4, "")
+    assert "the lease of carl was lost: it is of anna, since" in lost.stderr
     refused = CliRunner().invoke(cli.main, [*arguments, "ben", "gate", "--help"])
     assert (refused.exit_code, refused.stdout) == (4, "")
     assert "under way: anna" in refused.stderr

@@ -60,9 +60,10 @@ class Bridge(service.Service):
         self._stopping.set()
 
     def state(self) -> dict[str, Any]:
-        """Return what ``/state`` says: the host that gets new requests, and each lane's figures."""
+        """Return what ``/state`` says: the host that gets new requests, all it works with, and each lane's figures."""
         return {
             "publishes_to": self._config.nsqd.active,
+            "nsqd": self._config.nsqd.serving,
             "lanes": {each.name: each.state() for each in self._lanes.values()},
         }
 

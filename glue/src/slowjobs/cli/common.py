@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import click
 import rich.console
 
-from slowjobs import errors, kafka, settings
+from slowjobs import documents, errors, kafka, settings
 
 if TYPE_CHECKING:
     import io
@@ -26,6 +26,7 @@ EXIT_USAGE = 2
 EXIT_DEADLINE = 3
 EXIT_REFUSED = 4
 EXIT_FENCED = 5
+EXIT_SILENT = 6
 
 #: characters; what is not read at a terminal need not fit one.
 _WIDE = 160
@@ -100,12 +101,14 @@ class Interrupted(BaseException):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted for Ctrl-C and SIGTERM, so that a command can say how far it got."""
+    """Raise Interrupted for Ctrl-C, SIGTERM and a lost terminal, so that a command can say how far it got."""
 
     def _interrupt(number: int, _: object) -> None:
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored stays so: nohup.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -121,9 +124,11 @@ def fail(message: str, status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def server_errors() -> Iterator[None]:
-    """End with EXIT_FAILED for a server that is away or refuses."""
+    """End with EXIT_FAILED for a server that is away or refuses, or tells what only a newer release can read."""
     try:
         yield
+    except documents.UnknownVersionError as error:
+        fail(f"failed: {error}", EXIT_FAILED)
     except errors.SERVER_ERRORS as error:
         fail(f"failed: {errors.text(error)}. `slowjobs check` shows which server.", EXIT_FAILED)
 

@@ -57,8 +57,7 @@ def empty_command(path: Path, *, discard: bool, dry_run: bool, yes: bool, as_jso
         _refuse(config, names, discard=discard)
         if not yes:
             click.confirm("Discard all this?", abort=True)
-        with rich.console.Console(stderr=True).status("the bridge discards"):
-            report = asyncio.run(empty.empty(config, names))
+        report = _empty(config, names)
     _tell(counts, report, as_json=as_json)
 
 
@@ -72,6 +71,18 @@ def _refuse(config: settings.CliSettings, names: Sequence[str], *, discard: bool
         lanes = " ".join(names)
         said = f"not idle: {reading}. First: slowjobs pause {lanes} && slowjobs wait-idle {lanes}."
         common.fail(f"{said} Nothing was discarded.", common.EXIT_REFUSED)
+
+
+def _empty(config: settings.CliSettings, names: Sequence[str]) -> empty.Report:
+    try:
+        with rich.console.Console(stderr=True).status("the bridge discards"), common.interruptible():
+            return asyncio.run(empty.empty(config, names))
+    except common.Interrupted as interrupted:
+        lanes = " ".join(names)
+        said = (
+            f"interrupted: the bridge goes on, and what it still discards stays paused. Then: slowjobs unpause {lanes}"
+        )
+        common.fail(said, interrupted.exit_status)
 
 
 def _table(counts: Sequence[empty.Count]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slowjobs import documents, errors, settings
+from slowjobs import documents, errors, nsq, settings
 from slowjobs.cli import common
 from slowjobs.operations import gate, told
 
@@ -23,7 +23,10 @@ _BRIDGE = "slowjobs-bridge"
 
 @click.group("gate")
 def gate_group() -> None:
-    """Print one figure of the running system, for plays and scripts that wait for it. Exit 1 if it cannot be read."""
+    """Print one figure of the running system, for plays and scripts that wait for it.
+
+    Exit 6 if who is asked for it does not answer, and 1 if it cannot be read for another reason.
+    """
 
 
 @gate_group.command("empty")
@@ -184,8 +187,9 @@ def _service(path: Path, name: str, host: str | None) -> settings.Service:
 def _print(reading: Coroutine[Any, Any, gate.Figure], *, as_json: bool) -> None:
     try:
         figure = asyncio.run(reading)
-    except errors.SERVER_ERRORS as error:
-        common.fail(f"cannot be read: {errors.text(error)}", common.EXIT_FAILED)
+    except (*errors.SERVER_ERRORS, documents.UnknownVersionError) as error:
+        status = common.EXIT_SILENT if isinstance(error, nsq.SILENCE) else common.EXIT_FAILED
+        common.fail(f"cannot be read: {errors.text(error)}", status)
     if as_json:
         click.echo(json.dumps({"v": documents.VERSION, "figure": figure.value, **figure.details}))
     else:

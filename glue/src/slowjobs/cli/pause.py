@@ -91,9 +91,10 @@ def _tell(report: pause.Report, what: str, *, as_json: bool) -> None:
 @click.option(
     "--timeout", type=common.DURATION, default="10m", show_default=True, help="How long to wait; then exit 3."
 )
+@click.option("--paused", is_flag=True, help="Until the lanes are paused, too: then nothing can begin.")
 @common.json_option
 @common.site_option
-def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **chosen: Any) -> None:
+def wait_idle_command(path: Path, timeout: timedelta, *, paused: bool, as_json: bool, **chosen: Any) -> None:
     """Wait until nothing of the lanes runs. Without LANE, --pool or --all: of all lanes.
 
     Idle means that nsqd has nothing in flight on any host and that every worker says it has nothing, in three readings
@@ -101,13 +102,14 @@ def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **chosen
 
     \b
     Examples:
-      slowjobs pause --all && slowjobs wait-idle --timeout 30m
+      slowjobs pause --all && slowjobs wait-idle --paused --timeout 30m
       slowjobs wait-idle --pool ingest --json
     """
     config, _ = common.load(path, settings.CliSettings)
     if not any(chosen.values()):
         chosen["everything"] = True
-    names, begun = choice.chosen(config, **chosen), time.monotonic()
+    names = choice.chosen(config, **chosen)
+    begun = time.monotonic()
     console = rich.console.Console(stderr=True)
     # Nothing of it is shown where it is no terminal.
     with console.status("asking nsqd and the workers") as status:
@@ -117,21 +119,29 @@ def wait_idle_command(path: Path, timeout: timedelta, *, as_json: bool, **chosen
             lines = [f"{_summary(outcome)}; {left:.0f} s left", *itertools.islice(_what_runs(outcome), _SHOWN)]
             status.update(rich.markup.escape("\n".join(lines)))
 
-        outcome = asyncio.run(idle.wait(config, names, timeout_seconds=timeout.total_seconds(), progress=_show))
+        outcome = asyncio.run(
+            idle.wait(
+                config,
+                None if chosen["everything"] else names,
+                paused=paused,
+                timeout_seconds=timeout.total_seconds(),
+                progress=_show,
+            )
+        )
     seconds = round(time.monotonic() - begun, 1)
     if as_json:
         click.echo(json.dumps({"v": documents.VERSION, "seconds": seconds, **_document(outcome)}))
     elif outcome.idle:
         click.echo(f"idle after {seconds:g} s")
-        if outcome.last.unpaused:
-            click.echo(f"more can begin at any moment: not paused: {', '.join(outcome.last.unpaused)}", err=True)
+        for line in _what_can_begin(outcome):
+            click.echo(line, err=True)
     else:
         click.echo("\n".join([f"not idle after {seconds:g} s: {_summary(outcome)}", *_what_runs(outcome)]), err=True)
     sys.exit(common.EXIT_DONE if outcome.idle else common.EXIT_DEADLINE)
 
 
 def _summary(outcome: idle.Outcome) -> str:
-    if outcome.last.idle:
+    if outcome.readings:
         return f"idle in {outcome.readings} of {idle.READINGS} readings"
     return str(outcome.last)
 
@@ -144,10 +154,18 @@ def _what_runs(outcome: idle.Outcome) -> Iterator[str]:
         yield f"  {where}: {task.stage} since {said['since']}: {said['lane']} {said['key']}, attempt {said['attempt']}"
     for each in reading.in_flight:
         share = "" if each.unclaimed == each.requests else f"{each.unclaimed} of them "
-        note = f": {share}a dead worker's, back within msg-timeout" if each.unclaimed else ""
+        stranger = "; or one's that is not configured" if each.clients else ""
+        note = f": {share}a dead worker's, back within msg-timeout{stranger}" if each.unclaimed else ""
         yield f"  nsqd {each.host}: {each.lane} (in flight {each.requests}, clients {each.clients}){note}"
     for unknown in reading.unknown:
         yield f"  {unknown}"
+    for line in _what_can_begin(outcome):
+        yield f"  {line}"
+
+
+def _what_can_begin(outcome: idle.Outcome) -> Iterator[str]:
+    if outcome.last.unpaused:
+        yield f"more can begin at any moment: not paused: {', '.join(outcome.last.unpaused)}"
 
 
 def _document(outcome: idle.Outcome) -> dict[str, Any]:

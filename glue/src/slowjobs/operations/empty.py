@@ -32,7 +32,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Report:
-    """``lane -> how many requests were discarded``, and a failure for each lane that was not: all are tried."""
+    """``lane -> how many requests were discarded``, and failures: all lanes are tried, and unpaused afterwards."""
 
     discarded: dict[str, int]
     failures: list[str]
@@ -59,12 +59,12 @@ async def count(config: settings.CliSettings, secrets: settings.Credentials, nam
 async def empty(config: settings.CliSettings, names: Sequence[str]) -> Report:
     """Have the bridge discard all of the lanes ``names`` that is on Kafka and on NSQ up to now."""
     failures: list[str] = []
-    discarded = await errors.try_all({name: _empty(config, name) for name in names}, failures)
+    discarded = await errors.try_all({name: _empty(config, name, failures) for name in names}, failures)
     return Report(dict(discarded), failures)
 
 
-async def _empty(config: settings.CliSettings, name: str) -> tuple[str, int]:
-    async with _standing_still(config, name):
+async def _empty(config: settings.CliSettings, name: str, failures: list[str]) -> tuple[str, int]:
+    async with _standing_still(config, name, failures):
         reading = await idle.read(config, [name])
         if not reading.idle:
             raise ConnectionError(f"it is not idle: {reading}")
@@ -72,22 +72,41 @@ async def _empty(config: settings.CliSettings, name: str) -> tuple[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def _standing_still(config: settings.CliSettings, name: str) -> AsyncIterator[None]:
-    """Pause a lane for a while on the hosts where it is not: nothing of it begins meanwhile."""
+async def _standing_still(config: settings.CliSettings, name: str, failures: list[str]) -> AsyncIterator[None]:
+    """Pause a lane for a while on the hosts where it is not: nothing of it begins meanwhile.
+
+    Where it may stay paused because nsqd does not answer any more is in ``failures``. Who is interrupted leaves it
+    paused: the bridge goes on, and what began now would be discarded while it runs.
+    """
     async with nsq.session() as session:
         found = [lane for host in config.nsqd.serving for lane in await lanes.read(session, config, host, [name])]
-        apis = [
-            (nsq.Api(session, config.nsqd.hosts[lane.host].http_address), lane.channel.name)
-            for lane in found
-            if not lane.channel.paused
-        ]
+        paused = []
+        interrupted = False
         try:
-            for api, channel in apis:
-                await api.set_paused(name, channel, paused=True)
+            for lane in found:
+                if not lane.channel.paused:
+                    paused.append(lane)
+                    await _set_paused(session, config, lane, paused=True)
             yield
+        except asyncio.CancelledError:
+            interrupted = True
+            raise
         finally:
-            for api, channel in apis:
-                await api.set_paused(name, channel, paused=False)
+            if not interrupted:
+                unpausing = {
+                    f"{name} on {lane.host} may still be paused, until `slowjobs unpause {name}`": _set_paused(
+                        session, config, lane, paused=False
+                    )
+                    for lane in paused
+                }
+                await errors.try_all(unpausing, failures)
+
+
+async def _set_paused(
+    session: aiohttp.ClientSession, config: settings.CliSettings, lane: lanes.Lane, *, paused: bool
+) -> None:
+    api = nsq.Api(session, config.nsqd.hosts[lane.host].http_address)
+    await api.set_paused(lane.name, lane.channel.name, paused=paused)
 
 
 async def _ask_bridge(path: Path, name: str) -> int:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from slowjobs import settings
 
 
+#: seconds; an nsqd that does not answer by then is not waited for by commands that have more to do.
+ANSWER_SECONDS = 3.0
+
+
 class MissingError(ConnectionError):
     """nsqd does not have a lane. Nobody knows what became of its requests: it counts neither as empty nor as idle."""
 
@@ -29,6 +33,8 @@ class Lane:
     start_time: int
     topic: nsq.Topic
     channel: nsq.Channel
+    #: the configuration has it no more.
+    left: bool = False
 
     @property
     def waiting(self) -> int:
@@ -57,3 +63,19 @@ async def read(
     if missing:
         raise MissingError(f"channels that are missing: {', '.join(missing)}; run `slowjobs setup`")
     return found
+
+
+async def read_left(session: aiohttp.ClientSession, config: settings.CliSettings, host: str) -> list[Lane]:
+    """Return what ``host`` has in flight of lanes that are configured no more, or of another pool. Raises nsq.ERRORS.
+
+    An ephemeral channel is somebody's who looks on.
+    """
+    stats = await nsq.Api(session, config.nsqd.hosts[host].http_address).stats()
+    return [
+        Lane(topic.name, host, stats.start_time, topic, channel, left=True)
+        for topic in stats.topics.values()
+        for channel in topic.channels
+        if channel.in_flight
+        and not channel.name.endswith("#ephemeral")
+        and not (topic.name in config.lanes and config.lanes[topic.name].pool == channel.name)
+    ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import time
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from slowjobs import documents
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Lease:
     """Who holds it, since when and until when unless it is renewed: seconds since 1970."""
 
@@ -31,7 +31,11 @@ class Lease:
 
 
 class HeldError(Exception):
-    """Somebody else has it; ``str()`` says who."""
+    """Somebody has it; ``str()`` says who."""
+
+
+class LostError(Exception):
+    """Somebody else has, or had, it since; ``str()`` says who."""
 
 
 def look(path: Path) -> None:
@@ -42,13 +46,24 @@ def look(path: Path) -> None:
 
 
 def take(path: Path, holder: str, seconds: float) -> None:
-    """Take it for so many ``seconds``, or renew it. Raises HeldError."""
+    """Take it for so many ``seconds``. Raises HeldError."""
     with _open(path) as file:
-        held = _read(file)
-        if held and held.holder != holder:
+        if held := _read(file):
             raise HeldError(str(held))
         now = time.time()
-        _write(file, {"holder": holder, "since": held.since if held else now, "until": now + seconds})
+        _write(file, Lease(holder, since=now, until=now + seconds))
+
+
+def renew(path: Path, holder: str, seconds: float) -> None:
+    """Hold it for so many ``seconds`` from now on. Raises LostError if anybody else has had it since it was taken.
+
+    One that has come to its end is renewed, too: nobody has done anything meanwhile.
+    """
+    with _open(path) as file:
+        last = _read_last(file)
+        if last is None or last.holder != holder:
+            raise LostError(f"of {last}" if last else "given up")
+        _write(file, Lease(holder, last.since, time.time() + seconds))
 
 
 def drop(path: Path, holder: str) -> None:
@@ -56,7 +71,7 @@ def drop(path: Path, holder: str) -> None:
     with _open(path) as file:
         held = _read(file)
         if held and held.holder == holder:
-            _write(file, {})
+            _write(file, None)
 
 
 @contextlib.contextmanager
@@ -68,14 +83,18 @@ def _open(path: Path) -> Iterator[IO[str]]:
 
 
 def _read(file: IO[str]) -> Lease | None:
+    last = _read_last(file)
+    return last if last and time.time() < last.until else None
+
+
+def _read_last(file: IO[str]) -> Lease | None:
     try:
-        lease = Lease(**json.load(file))
+        return Lease(**json.load(file))
     except (TypeError, ValueError):
-        return None  # nobody has it
-    return lease if time.time() < lease.until else None
+        return None  # nobody has had it, or it was given up
 
 
-def _write(file: IO[str], document: dict[str, object]) -> None:
+def _write(file: IO[str], lease: Lease | None) -> None:
     file.seek(0)
     file.truncate()
-    json.dump(document, file)
+    json.dump(dataclasses.asdict(lease) if lease else {}, file)

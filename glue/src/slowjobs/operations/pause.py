@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,9 @@ async def _set_everywhere(
 async def _set(
     session: aiohttp.ClientSession, config: settings.CliSettings, name: str, host: str, *, paused: bool
 ) -> Setting:
-    [lane] = await lanes.read(session, config, host, [name])
+    # Workers are told after all hosts: one that is gone must not hold up what the others have stopped.
+    async with asyncio.timeout(lanes.ANSWER_SECONDS):
+        [lane] = await lanes.read(session, config, host, [name])
     api = nsq.Api(session, config.nsqd.hosts[host].http_address)
     # The channel first: it is what stops workers.
     if lane.channel.paused != paused:

@@ -188,6 +188,7 @@ def _service(service: settings.Service, said: Document | None) -> Document:
         "reachable": bool(said),
         "config": said.get("config"),
         "publishes_to": said.get("publishes_to"),
+        "nsqd": said.get("nsqd", []),
     }
 
 
