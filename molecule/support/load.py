@@ -23,11 +23,15 @@ PREFIX: str = yaml.safe_load((INVENTORY.parent / "group_vars/all/local_hosts.yml
 LANE, RESULTS, EVENTS = "digest", "digest-results", "slowjobs-events"
 #: requests that wait on Kafka: so many that the bridge never lacks any, so few that the last ones soon come to an end.
 BACKLOG = 120
+UNATTENDED = "--extra-vars=gate_confirm=false"
+#: what a move writes when it begins to wait for the old host.
+DRAINS = "TASK [gate : Wait for requests that"
 
-#: asks over HTTP, as the one host that the firewalls let.
+#: asks over HTTP, as the one host that the firewalls let; posts what else it is given.
 ASK = """
 import sys, urllib.request
-print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())
+url, *body = sys.argv[1:]
+print(urllib.request.urlopen(url, *[text.encode() for text in body], timeout=10).read().decode())
 """
 
 #: writes a whole topic to standard output.
@@ -54,6 +58,30 @@ def run_on(host: str, *command: str, text: str = "") -> str:
     return done.stdout
 
 
+def publish_by_hand(host: str) -> None:
+    """Publish a request to an nsqd as somebody with curl would."""
+    url = f"http://{HOSTS[host]['slowjobs_address']}:4151/pub?topic={LANE}"
+    run_on("control1", "python3", "-c", ASK, url, json.dumps({"id": "by-hand", "text": "by hand", "seconds": 0}))
+
+
+@contextlib.contextmanager
+def again_and_again(action: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do something in the background, and again after so many ``seconds``."""
+    enough = threading.Event()
+
+    def _act() -> None:
+        while not enough.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=_act)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
 def switch(verb: str, host: str) -> None:
     """Have podman ``kill`` a host as a power cut would, or ``start`` it again."""
     argv = ["podman", verb, PREFIX + host]
@@ -77,6 +105,7 @@ def other(host: str) -> str:
 def assert_all_work_with(host: str) -> None:
     """See that bridge, workers and inventory know this nsqd host alone, and that the other one is retired."""
     said = status()
+    assert said["services"][0]["nsqd"] == [host]
     assert {each["host"]: (each["state"], each["reachable"]) for each in said["nsqd"]} == {
         host: ("active", True),
         other(host): ("spare", False),
@@ -100,6 +129,8 @@ def playbook(name: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         cwd=ROOT,
+        # Molecule has it in colours, which stand in the middle of sentences.
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "false"},
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -116,6 +147,32 @@ def play(name: str, *arguments: str, status: int = 0) -> str:
     return said
 
 
+def begin_move(target: str, *marks: str, patience_seconds: int = 60) -> subprocess.Popen[str]:
+    """Begin a move of the queue and return it when it has written a line with each of ``marks`` in turn."""
+    patience = f"--extra-vars=nsq_patience_seconds={patience_seconds}"
+    running = playbook("migrate-nsq-host.yml", f"--extra-vars=nsq_target={target}", UNATTENDED, patience)
+    assert running.stdout
+    said = ""
+    for mark in marks:
+        for line in running.stdout:
+            said += line
+            if mark in line:
+                break
+        else:
+            raise AssertionError(f"it ended without {mark!r}:\n{said}")
+    return running
+
+
+def break_off(running: subprocess.Popen[str]) -> None:
+    """Kill a move. Its last task comes to its end and gives up nothing."""
+    tasks = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    running.kill()
+    running.communicate()
+    wait_until(lambda: not any(Path("/proc", task).exists() for task in tasks), "its last task to end", 120)
+    # Or it would have to end first, after two minutes.
+    run_on("control1", "rm", "-f", "/run/slowjobs.lease")
+
+
 class Load:
     """Requests of 1 to 3 s for one lane, a tenth of them put back for 5 s once or twice."""
 
@@ -123,24 +180,14 @@ class Load:
         self.run = f"load{time.time_ns()}"
         self.sent = 0
 
-    @contextlib.contextmanager
-    def flowing(self) -> Iterator[None]:
+    def flowing(self) -> contextlib.AbstractContextManager[None]:
         """Keep some waiting on Kafka all the time."""
-        enough = threading.Event()
 
         def _flow() -> None:
-            while not enough.is_set():
-                if self._waiting() < BACKLOG:
-                    self.send(BACKLOG)
-                enough.wait(1)
+            if self._waiting() < BACKLOG:
+                self.send(BACKLOG)
 
-        thread = threading.Thread(target=_flow)
-        thread.start()
-        try:
-            yield
-        finally:
-            enough.set()
-            thread.join()
+        return again_and_again(_flow, 1)
 
     def _waiting(self) -> int:
         try:

@@ -1,14 +1,25 @@
 """A move of the queue under load: back from the middle, all the way, and once more."""
 
-import os
 import re
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from load import Load, assert_all_work_with, busy_share, other, play, playbook, publishes_to, run_on, status, wait_until
+from load import (
+    DRAINS,
+    UNATTENDED,
+    Load,
+    assert_all_work_with,
+    begin_move,
+    break_off,
+    busy_share,
+    other,
+    play,
+    publishes_to,
+    status,
+    wait_until,
+)
 
 #: of the lane's pool, on both hosts.
 SLOTS = 20
@@ -53,26 +64,22 @@ def running() -> int:
 
 
 def move(target: str) -> str:
-    return play("migrate-nsq-host.yml", f"--extra-vars=nsq_target={target}", "--extra-vars=gate_confirm=false")
+    return play("migrate-nsq-host.yml", f"--extra-vars=nsq_target={target}", UNATTENDED)
 
 
 def break_off_in_play_5(target: str) -> str:
     """Kill a move while it waits; return what another run was told before."""
-    running = playbook("migrate-nsq-host.yml", f"--extra-vars=nsq_target={target}")
-    assert running.stdout
-    for line in running.stdout:
-        if "TASK [gate : Wait for requests that" in line:
-            break
+    running = begin_move(target, DRAINS)
     second = play("migrate-nsq-host.yml", f"--extra-vars=nsq_target={other(target)}", status=2)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
-    # Or it would have to end first, after two minutes.
-    run_on("control1", "rm", "/run/slowjobs.lease")
+    break_off(running)
     return second
 
 
 def test_a_second_run_is_told_who_runs_the_first_and_since_when(moves: Moves) -> None:
-    assert re.search(r"under way: migrate-nsq-host to\s+svc50\d by \S+ on \S+ \(run \d+\), since\s+20", moves.second)
+    assert re.search(
+        r"under way: migrate-nsq-host to\s+svc50\d by \S+ on \S+ \(process \d+,\s+begun\s+at\s+[\d:]+Z\),\s+since\s+20",
+        moves.second,
+    )
 
 
 def test_site_yml_refuses_while_the_queue_is_on_two_hosts(moves: Moves) -> None:

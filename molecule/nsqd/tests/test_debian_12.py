@@ -1,5 +1,6 @@
 """The same role on the Debian release before: the spare, while it is the active host."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,8 @@ from testinfra.host import Host
 
 @pytest.fixture
 def started(spare: Host) -> Iterator[Nsqd]:
-    done = play("--limit=svc507", "--tags=nsqd_configure", "--extra-vars=nsqd_active_host=svc507")
+    given = {"nsqd_active_host": "svc507", "preflight_accept_other_nsqd_host": True}
+    done = play("--limit=svc507", "--tags=nsqd_configure", f"--extra-vars={json.dumps(given)}")
     assert done.returncode == 0, done.stdout
     yield Nsqd(SPARE_ADDRESS)
     spare.check_output("systemctl disable --now nsqd")

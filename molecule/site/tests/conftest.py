@@ -1,11 +1,12 @@
 """The hosts of the scenario, and what a user of the site sees there."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -105,17 +106,28 @@ def digests(run: str) -> Counter[str]:
     return Counter({name: len(times) for name, times in finished(run).items()})
 
 
-def ansible(*names: str, variables: dict[str, object] | None = None, inventory: Path = INVENTORY) -> list[str]:
+def ansible(
+    *names: str,
+    variables: dict[str, object] | None = None,
+    options: Sequence[str] = (),
+    inventory: Path = INVENTORY,
+) -> list[str]:
     return [
         str(Path(sys.executable).parent / "ansible-playbook"),
         f"--inventory={inventory}",
         f"--extra-vars={json.dumps(variables or {})}",
+        *options,
         *(str(ROOT / "playbooks" / name) for name in names),
     ]
 
 
 def playbook(
-    *names: str, variables: dict[str, object], inventory: Path = INVENTORY
+    *names: str,
+    variables: dict[str, object] | None = None,
+    options: Sequence[str] = (),
+    inventory: Path = INVENTORY,
 ) -> subprocess.CompletedProcess[str]:
-    command = ansible(*names, variables=variables, inventory=inventory)
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ansible(*names, variables=variables, options=options, inventory=inventory)
+    # Molecule has it in colours, which stand in the middle of sentences.
+    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "false"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
