@@ -42,7 +42,7 @@ def test_a_second_bridge_fences_the_first(make_system: MakeSystem) -> None:
         system.send_requests(range(20, 40))
         wait_until(lambda: set(system.result_rows()), 30, "new results", accept=lambda ids: ids == set(range(40)))
         assert second.is_running
-        assert second.stop() == 0
+        assert second.stop() == 0, second.log_tail()
     finally:
         second.discard()
 
@@ -60,7 +60,7 @@ def test_a_second_persister_fences_the_first(make_system: MakeSystem) -> None:
         assert first.wait(30) == FENCED, first.log_tail()
         system.send_requests(range(20, 40))
         wait_until(lambda: len(system.request_rows()), 30, "40 rows", accept=lambda count: count == 40)
-        assert second.stop() == 0
+        assert second.stop() == 0, second.log_tail()
     finally:
         second.discard()
 

@@ -104,6 +104,17 @@ def test_every_service_stops_while_a_server_is_away(make_system: MakeSystem, ser
     )
 
 
+def test_a_bridge_that_has_just_got_its_partitions_stops_while_kafka_is_away(make_system: MakeSystem) -> None:
+    system = make_system()
+    system.setup()
+    system.bridge.start()
+    wait_until(lambda: "kafka.assigned" in system.bridge.log_text(), 30, "partitions")
+    system.services.kafka.freeze()
+    system.bridge.signal(signal.SIGTERM)
+    assert system.bridge.wait(20) == 0
+    system.services.kafka.thaw()
+
+
 def test_a_bridge_that_waits_for_kafka_to_take_its_commit_publishes_nothing_and_stops(make_system: MakeSystem) -> None:
     system = make_system()
     system.setup()

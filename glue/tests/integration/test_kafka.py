@@ -367,5 +367,6 @@ def test_clients_know_whether_kafka_answers_them(
         await clients[0].close()
         for client in clients[1:]:
             client.close()
+            assert client.hears(), "nobody has to replace what is closed"
 
     asyncio.run(_ask())

@@ -120,28 +120,37 @@ class Bridge(service.Service):
         )
         try:
             async with asyncio.TaskGroup() as tasks:
+                feeding = tasks.create_task(self._feed(consumer, work, tasks))
+                stopping = tasks.create_task(self._stopping.wait())
                 anew = tasks.create_task(_until_made_anew(servers.topics, topic_ids))
                 deaf = tasks.create_task(kafka.until_deaf(servers.topics, [consumer, fetcher, work]))
-                while not (self._stopping.is_set() or anew.done() or deaf.done()):
-                    fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
-                    # An earlier configuration may have had more topics.
-                    lost = {each for each in consumer.lost() if each[0] in self._lanes}
-                    joined = consumer.joined()
-                    if lost or joined:
-                        await work.change(tasks, lost, joined)
-                    for record in fetched:
-                        self._lanes[record.position.topic].add(record)
-                    for (topic, partition), end in consumer.ends().items():
-                        self._lanes[topic].end(partition, end)
-                    consumer.hold_back({topic for topic, each in self._lanes.items() if each.backlog.held_back})
+                await asyncio.wait([stopping, anew, deaf], return_when=asyncio.FIRST_COMPLETED)
+                is_deaf = deaf.done()
+                # What they wait for may never come while Kafka is away, and what they have read comes again.
+                for task in (feeding, stopping, anew, deaf):
+                    task.cancel()
+                await asyncio.wait([feeding])
                 # A deaf one hears of no commit either.
-                await work.stop() if deaf.done() else await work.end()
-                anew.cancel()
-                deaf.cancel()
+                await work.stop() if is_deaf else await work.end()
         finally:
             for each in self._lanes.values():
                 each.forget_all()
             await asyncio.gather(consumer.close(), asyncio.to_thread(fetcher.close))
+
+    async def _feed(self, consumer: kafka.Consumer, work: _Work, tasks: asyncio.TaskGroup) -> None:
+        """Bring the lanes what Kafka has, for ever, and have ``work`` follow the partitions that come and go."""
+        while True:
+            fetched = await consumer.fetch(_FETCHED_REQUESTS, wait_seconds=_POLL_SECONDS)
+            # An earlier configuration may have had more topics.
+            lost = {each for each in consumer.lost() if each[0] in self._lanes}
+            joined = consumer.joined()
+            if lost or joined:
+                await work.change(tasks, lost, joined)
+            for record in fetched:
+                self._lanes[record.position.topic].add(record)
+            for (topic, partition), end in consumer.ends().items():
+                self._lanes[topic].end(partition, end)
+            consumer.hold_back({topic for topic, each in self._lanes.items() if each.backlog.held_back})
 
     # The cap
 

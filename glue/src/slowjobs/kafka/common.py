@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 import time
 from collections import defaultdict
@@ -239,10 +240,22 @@ def hears(consumer: confluent_kafka.Consumer) -> bool:
     return True
 
 
+def hears_in(threads: concurrent.futures.Executor, consumer: confluent_kafka.Consumer) -> bool:
+    """Tell whether Kafka answers a consumer of which ``threads`` make all calls.
+
+    True when it was closed meanwhile, for which ``threads`` were shut down: nobody has to replace it.
+    """
+    try:
+        return threads.submit(hears, consumer).result()
+    except (RuntimeError, concurrent.futures.CancelledError):
+        return True
+
+
 def close(*steps: Callable[[], object]) -> None:
     """Do what closes a consumer, and leave it to the end of the process after ``CLOSE_SECONDS``.
 
-    With Kafka away it lasts librdkafka's time-outs, and with an offset that is just being reset for ever.
+    With Kafka away it lasts librdkafka's time-outs, and with an offset that is just being reset for ever. ``steps``:
+    first what waits for the calls that other threads make, as librdkafka does not, and then its own close.
     """
 
     def _close() -> None:

@@ -271,7 +271,7 @@ class Consumer:
         self._closing.set()
         await asyncio.to_thread(self._finish_commits)
         if await asyncio.to_thread(self._committer.close, CLOSE_SECONDS):  # librdkafka takes no close beside a commit
-            await asyncio.to_thread(close, self._consumer.close)
+            await asyncio.to_thread(close, self._turn.acquire, self._consumer.close)
 
     def _finish_commits(self) -> None:
         deadline = time.monotonic() + CLOSE_SECONDS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import confluent_kafka
 
-from slowjobs.kafka.common import TIMEOUT_SECONDS, Record, close, hears, is_end, reader_properties
+from slowjobs.kafka.common import TIMEOUT_SECONDS, Record, close, hears_in, is_end, reader_properties
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -61,7 +61,7 @@ class Fetcher:
 
     def hears(self) -> bool:
         """Tell whether Kafka answers this client; for ``until_deaf``."""
-        return self._thread.submit(hears, self._consumer).result()
+        return hears_in(self._thread, self._consumer)
 
     def close(self) -> None:
         """Wait for what is being read, and close the connections."""

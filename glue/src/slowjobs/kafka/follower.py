@@ -15,7 +15,7 @@ from slowjobs.kafka.common import (
     Record,
     close,
     gather,
-    hears,
+    hears_in,
     is_end,
     reader_properties,
     records,
@@ -74,7 +74,7 @@ class Follower:
 
     def hears(self) -> bool:
         """Tell whether Kafka answers this client; for ``until_deaf``."""
-        return self._threads.submit(hears, self._consumer).result()
+        return hears_in(self._threads, self._consumer)
 
     def close(self) -> None:
         """Wait for what is under way, and close the connections."""
