@@ -37,7 +37,7 @@ WORKER_MEMBERS = {"host", "pool", "reachable", "slots", "running", "parked", "dr
 SERVICE_MEMBERS = {"name", "host", "reachable", "config", "publishes_to", "nsqd"}
 
 
-def _status(system: System, expect: int) -> dict[str, Any]:
+def _status(system: System, expect: int | None) -> dict[str, Any]:
     said = system.run("status", "--json", expect=expect)
     document: dict[str, Any] = json.loads(said.stdout)
     return document
@@ -148,6 +148,7 @@ def test_status_with_half_the_system_down_prints_the_rest_and_exits_1(make_syste
     assert status["workers"][0]["reachable"] is True
     assert "kafka" in str(status["errors"]).lower()
     system.services.kafka.start()
+    wait_until(lambda: _status(system, expect=None)["errors"], 30, "Kafka to answer", accept=lambda errors: not errors)
 
     system.services.nsqd.stop()
     status = _status(system, expect=1)

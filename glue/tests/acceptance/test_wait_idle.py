@@ -104,7 +104,8 @@ def test_what_runs_of_a_lane_that_is_configured_no_more_keeps_the_gate_closed(
     system.write()
     said = _wait(system, "1s", 3)
     assert [task["lane"] for task in said["tasks"]] == ([] if with_its_worker else [goes])
-    assert [each["lane"] for each in said["in_flight"]] == [goes]
+    # Of another test's lanes, which are configured no more either, something may still be in flight.
+    assert [each["lane"] for each in said["in_flight"] if each["lane"] in system.lanes.values()] == [goes]
     assert "idle" in system.run("wait-idle", stays, "--timeout", "1s").stdout
 
 
