@@ -15,6 +15,7 @@ from chaos import handler
 from chaos.arena import LANES, MSG_TIMEOUT_SECONDS, POOL, WORKERS, Arena
 from chaos.notes import Note, busy, read_notes
 from support.nsqd import Nsqd
+from support.processes import LocalProcess
 from support.proxy import Proxy
 from support.services import ACTIVE, Services
 from support.system import Service, System
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import signal
     import socket
     from collections.abc import Callable, Iterator, Sequence
+
+    from support.processes import Running
 
 #: what nsqd's disk holds, far beyond what all rounds write.
 DISK = "256m"
@@ -59,17 +62,18 @@ class Launched(Service):
 
     def __init__(self, name: str, arguments: Sequence[str], *, config: Path, environment: dict[str, str]) -> None:
         super().__init__(name, arguments, config=config, environment=environment)
-        self._wrapper, self._arguments = self._argv[:2], self._argv[3:]
+        self._wrapper = self._argv[:2]
         #: what is wrong with it, at each start.
         self.bug: str | None = None
         #: the step at which it dies, after the next start.
         self.die_at: str | None = None
 
-    def start(self, *, ready: bool = True) -> None:
+    def _begin(self) -> Running:
         options = [f"--{name}={value}" for name, value in (("die-at", self.die_at), ("bug", self.bug)) if value]
         self._argv = [*self._wrapper, sys.executable, "-m", "chaos.launch", *options, "--", *self._arguments]
         self.die_at = None
-        super().start(ready=ready)
+        # Not forked from what has imported slowjobs: it changes values before others take them over.
+        return LocalProcess._begin(self)
 
 
 class Way(Proxy):

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from random import SystemRandom
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,19 @@ def free_port() -> int:
     raise RuntimeError(f"no free port in {PORTS}")
 
 
+class Running(Protocol):
+    """What is asked of a process: that much of `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float) -> int: ...
+
+    def send_signal(self, signal_: signal.Signals, /) -> None: ...
+
+
 class LocalProcess:
     """One program with its log file. It may be started again after it ended: same command, same log."""
 
@@ -53,13 +66,16 @@ class LocalProcess:
         if user is not None:
             wrapper += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self._argv = [*wrapper, *argv]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def start(self) -> None:
         assert not self.is_running, f"{self.name} runs already"
         assert threading.current_thread() is threading.main_thread(), "the kernel's death signal follows the thread"
+        self._process = self._begin()
+
+    def _begin(self) -> Running:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, cwd=self.log.parent
             )
 

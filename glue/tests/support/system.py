@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import urllib.request
 import uuid
@@ -15,20 +14,23 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support import toml
+from support import toml, warm
 from support.nsqd import MSG_TIMEOUT_SECONDS
 from support.postgresql import PASSWORD
 from support.processes import LocalProcess, free_port
 from support.services import ACTIVE
 from support.waiting import wait_until
+from support.warm import Streams, WarmProcess
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterable, Iterator, Sequence
 
     from confluent_kafka import Message
 
     from support.kafka import Tail
     from support.nsqd import Nsqd
+    from support.processes import Running
     from support.services import Services
 
 SLOWJOBS = Path(sys.executable).parent / "slowjobs"
@@ -46,11 +48,15 @@ class Service(LocalProcess):
     def __init__(self, name: str, arguments: Sequence[str], *, config: Path, environment: dict[str, str]) -> None:
         self.config = config
         self.state_address = f"127.0.0.1:{free_port()}"
+        self._arguments = [*arguments, "--config", str(config)]
         super().__init__(
-            name,
-            [str(SLOWJOBS), *arguments, "--config", str(config)],
-            log=config.parent / f"{name}.log",
-            environment=environment,
+            name, [str(SLOWJOBS), *self._arguments], log=config.parent / f"{name}.log", environment=environment
+        )
+
+    def _begin(self) -> Running:
+        streams = Streams(Path(os.devnull), self.log, self.log)
+        return WarmProcess(
+            self._arguments, environment=self._environment or os.environ, folder=self.log.parent, streams=streams
         )
 
     def start(self, *, ready: bool = True) -> None:
@@ -314,24 +320,13 @@ class System:
         self, *arguments: str, input_: bytes | None = None, expect: int | None = 0, seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end and check its exit status."""
-        done = subprocess.run(
-            [str(SLOWJOBS), *arguments],
-            input=input_,
-            stdin=subprocess.DEVNULL if input_ is None else None,
-            capture_output=True,
-            env={**self.environment, "SLOWJOBS_CONFIG": str(self.cli_config)},
-            cwd=self.folder,
-            timeout=seconds,
-            check=False,
+        environment = {**self.environment, "SLOWJOBS_CONFIG": str(self.cli_config)}
+        done = warm.run(arguments, environment=environment, folder=self.folder, input_=input_, seconds=seconds)
+        assert expect is None or done.returncode == expect, (
+            f"slowjobs {' '.join(arguments)}: expected exit status {expect}, got {done.returncode}\n"
+            f"{done.stdout}\n{done.stderr}"
         )
-        text = subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-        )
-        assert expect is None or text.returncode == expect, (
-            f"slowjobs {' '.join(arguments)}: expected exit status {expect}, got {text.returncode}\n"
-            f"{text.stdout}\n{text.stderr}"
-        )
-        return text
+        return done
 
     def setup(self) -> None:
         self.run("setup")
