@@ -1,7 +1,7 @@
-"""Run tasks in a local podman container, the module's code on the standard input of one ``podman exec``.
+"""Run tasks in a local podman container: enter its namespaces, with the module's code on standard input.
 
 ``containers.podman.podman`` keeps standard input closed, so it cannot pipeline: each task copies its module first and
-needs five calls of podman where this needs one. On six hosts and two cores that is 2.4 to 4 s a task against 0.9 s.
+needs five calls of podman, each of which takes 0.2 s of a core. Entering takes 0.006 s.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from ansible.plugins.connection import ConnectionBase, ensure_connect
 from ansible.utils.display import Display
 
 DOCUMENTATION = """
-name: podman_exec
+name: podman_enter
 author: the slowjobs project
 short_description: Run tasks in a local podman container, pipelined
 description:
-  - Runs commands as root in a running container with C(podman exec --interactive).
+  - Runs commands as root in the namespaces of a running container.
+  - The number of its first process is read from where C(podman run --pidfile) wrote it.
   - Files are copied through the same channel, so mounts inside the container such as C(/tmp) are seen as they are.
 extends_documentation_fragment:
   - connection_pipelining
@@ -36,16 +37,34 @@ options:
 
 display = Display()
 
-#: What podman itself returns when it could not start the command, as opposed to the command's own exit status.
-PODMAN_FAILED = 125
-#: What it says, with another status, of a container that is there and does not run.
-STOPPED = b"container state improper"
+#: where role local_hosts has podman write the number of a container's first process.
+PIDFILE = "/run/{}.pid"
+#: what `podman exec` would give a command.
+ENVIRONMENT = (
+    "HOME=/root",
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "TERM=xterm",
+    "container=podman",
+)
+
+
+def _first_process(container: str) -> str:
+    """Return the number of the container's systemd; AnsibleConnectionFailure where none runs."""
+    try:
+        process = Path(PIDFILE.format(container)).read_text(encoding="ascii").strip()
+        # The number may be another process's by now, but not another systemd's.
+        runs = Path(f"/proc/{process}/comm").read_text(encoding="ascii").strip() == "systemd"
+    except OSError:
+        runs = False
+    if not runs:
+        raise AnsibleConnectionFailure(f"no running container {container}: `podman ps --all` shows which there are")
+    return process
 
 
 class Connection(ConnectionBase):
     """A container as a host: `remote_addr` is its name, and everything runs in it as root."""
 
-    transport = "podman_exec"
+    transport = "podman_enter"
     has_pipelining = True
 
     def _connect(self) -> Connection:
@@ -57,16 +76,10 @@ class Connection(ConnectionBase):
         container = self.get_option("remote_addr")
         # The containers are root's: they need a network with fixed addresses, and systemd inside.
         owner = [] if os.geteuid() == 0 else ["sudo"]
-        command = [*owner, "podman", "exec", "--interactive", container, *argv]
+        enter = ["nsenter", f"--target={_first_process(container)}", "--all"]
+        command = [*owner, *enter, "env", "--ignore-environment", *ENVIRONMENT, *argv]
         display.vvv(f"EXEC {shlex.join(command)}", host=container)
-        try:
-            done = subprocess.run(command, input=in_data or b"", capture_output=True, check=False)
-        except FileNotFoundError as error:
-            raise AnsibleError(f"{command[0]} is not installed: `make up` sets up podman and the hosts") from error
-        if done.returncode == PODMAN_FAILED or STOPPED in done.stderr:
-            raise AnsibleConnectionFailure(
-                f"no running container {container}: {done.stderr.decode(errors='replace').strip()}"
-            )
+        done = subprocess.run(command, input=in_data or b"", capture_output=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
     @ensure_connect
