@@ -122,15 +122,18 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float) -> None
         time.sleep(0.5)
 
 
-def playbook(name: str, *arguments: str) -> subprocess.Popen[str]:
+def playbook(name: str, *arguments: str, mitogen: bool = True) -> subprocess.Popen[str]:
     """Begin a playbook, in a process group of its own."""
     program = Path(sys.executable).parent / "ansible-playbook"
     command = [str(program), f"--inventory={INVENTORY}", str(ROOT / "playbooks" / name), *arguments]
+    # Molecule has it in colours, which stand in the middle of sentences.
+    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "false"}
+    if not mitogen:
+        environment.pop("ANSIBLE_STRATEGY", None)
     return subprocess.Popen(
         command,
         cwd=ROOT,
-        # Molecule has it in colours, which stand in the middle of sentences.
-        env={**os.environ, "ANSIBLE_FORCE_COLOR": "false"},
+        env=environment,
         text=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -150,7 +153,9 @@ def play(name: str, *arguments: str, status: int = 0) -> str:
 def begin_move(target: str, *marks: str, patience_seconds: int = 60) -> subprocess.Popen[str]:
     """Begin a move of the queue and return it when it has written a line with each of ``marks`` in turn."""
     patience = f"--extra-vars=nsq_patience_seconds={patience_seconds}"
-    running = playbook("migrate-nsq-host.yml", f"--extra-vars=nsq_target={target}", UNATTENDED, patience)
+    move = ("migrate-nsq-host.yml", f"--extra-vars=nsq_target={target}", UNATTENDED, patience)
+    # What is to be killed runs as it does elsewhere.
+    running = playbook(*move, mitogen=False)
     assert running.stdout
     said = ""
     for mark in marks:
